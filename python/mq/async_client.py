@@ -1,0 +1,370 @@
+"""`AsyncClient`: what `Client` is, on an `AsyncConnection`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg.types.json import Jsonb
+
+from . import calls
+from .calls import Call
+from .errors import translated
+from .message import (
+    DeadLetter,
+    Delivery,
+    MaintenanceAction,
+    MessageStatus,
+    PeekedMessage,
+    QueueInfo,
+    QueueStats,
+)
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Calls the functions of mq on `connection`; the methods of `mq.Client`, as coroutines.
+
+    Arguments, results and errors are described there. Neither ever begins, commits or rolls back:
+    that is the caller's.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.connection = connection
+
+    async def call(self, call: Call[T]) -> T:
+        """Run a call of `mq.calls` and read its answer."""
+        with translated(self.connection):
+            async with self.connection.cursor(row_factory=tuple_row) as cursor:
+                await cursor.execute(call.sql, call.params)
+                return call.read(await cursor.fetchall())
+
+    # Queues
+
+    async def create_queue(
+        self,
+        queue: str,
+        *,
+        mode: str | None = None,
+        visibility_timeout: timedelta | None = None,
+        max_attempts: int | None = None,
+        retry_backoff: timedelta | None = None,
+        retry_backoff_max: timedelta | None = None,
+        retention: timedelta | None = None,
+        notify: str | None = None,
+        segment_age: timedelta | None = None,
+        segment_bytes: int | None = None,
+        if_not_exists: bool | None = None,
+    ) -> None:
+        """Make a queue: `mq.create_queue`."""
+        await self.call(
+            calls.create_queue(
+                queue=queue,
+                mode=mode,
+                visibility_timeout=visibility_timeout,
+                max_attempts=max_attempts,
+                retry_backoff=retry_backoff,
+                retry_backoff_max=retry_backoff_max,
+                retention=retention,
+                notify=notify,
+                segment_age=segment_age,
+                segment_bytes=segment_bytes,
+                if_not_exists=if_not_exists,
+            )
+        )
+
+    async def alter_queue(
+        self,
+        queue: str,
+        *,
+        mode: str | None = None,
+        visibility_timeout: timedelta | None = None,
+        max_attempts: int | None = None,
+        retry_backoff: timedelta | None = None,
+        retry_backoff_max: timedelta | None = None,
+        retention: timedelta | None = None,
+        notify: str | None = None,
+        segment_age: timedelta | None = None,
+        segment_bytes: int | None = None,
+    ) -> None:
+        """Change settings of a queue (see `create_queue`); None leaves one as it is.
+
+        SQL: `mq.alter_queue`.
+        """
+        await self.call(
+            calls.alter_queue(
+                queue=queue,
+                mode=mode,
+                visibility_timeout=visibility_timeout,
+                max_attempts=max_attempts,
+                retry_backoff=retry_backoff,
+                retry_backoff_max=retry_backoff_max,
+                retention=retention,
+                notify=notify,
+                segment_age=segment_age,
+                segment_bytes=segment_bytes,
+            )
+        )
+
+    async def drop_queue(self, queue: str) -> None:
+        """Drop a queue with all its messages: `mq.drop_queue`."""
+        await self.call(calls.drop_queue(queue=queue))
+
+    async def purge_queue(self, queue: str) -> int:
+        """Throw away what is undelivered; returns how many messages: `mq.purge_queue`."""
+        return await self.call(calls.purge_queue(queue=queue))
+
+    async def pause_queue(self, queue: str) -> None:
+        """Deliver nothing until `resume_queue`: `mq.pause_queue`."""
+        await self.call(calls.pause_queue(queue=queue))
+
+    async def resume_queue(self, queue: str) -> None:
+        """Deliver again: `mq.resume_queue`."""
+        await self.call(calls.resume_queue(queue=queue))
+
+    async def queues(self) -> list[QueueInfo]:
+        """All queues with their settings: `mq.queues`."""
+        return await self.call(calls.queues())
+
+    # Producing
+
+    async def enqueue(
+        self,
+        queue: str,
+        payload: object,
+        headers: Mapping[str, Any] | None = None,
+        *,
+        delay: timedelta | None = None,
+        deliver_at: datetime | None = None,
+        priority: int | None = None,
+        ordering_key: str | None = None,
+        dedup_key: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> int:
+        """Send a message, which exists once the caller's transaction commits: `mq.enqueue`."""
+        return await self.call(
+            calls.enqueue(
+                queue=queue,
+                payload=Jsonb(payload),
+                headers=calls.maybe_json(headers),
+                delay=delay,
+                deliver_at=deliver_at,
+                priority=priority,
+                ordering_key=ordering_key,
+                dedup_key=dedup_key,
+                ttl=ttl,
+            )
+        )
+
+    async def enqueue_batch(
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        headers: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        delay: timedelta | None = None,
+        deliver_at: datetime | None = None,
+        priority: int | None = None,
+        ordering_key: str | None = None,
+        dedup_key: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> list[int]:
+        """Send many messages in one round trip: `mq.enqueue_batch`."""
+        return await self.call(
+            calls.enqueue_batch(
+                queue=queue,
+                payloads=calls.json_array(payloads),
+                headers=calls.maybe_json_array(headers),
+                delay=delay,
+                deliver_at=deliver_at,
+                priority=priority,
+                ordering_key=ordering_key,
+                dedup_key=dedup_key,
+                ttl=ttl,
+            )
+        )
+
+    async def copy_in(self, queue: str, messages: Iterable[object] | AsyncIterable[object]) -> int:
+        """Send any number of messages by ``COPY mq.inbox``, from an async iterable if need be."""
+        sent = 0
+        with translated(self.connection):
+            async with self.connection.cursor() as cursor, cursor.copy(calls.COPY_IN) as copy:
+                copy.set_types(calls.COPY_TYPES)
+                async for item in _each(messages):
+                    await copy.write_row(calls.copy_row(queue, item))
+                    sent += 1
+        return sent
+
+    # Consuming
+
+    async def dequeue(
+        self,
+        queue: str,
+        n: int | None = None,
+        *,
+        visibility_timeout: timedelta | None = None,
+        ack: str | None = None,
+        wait: timedelta | None = None,
+        subscription: str | None = None,
+    ) -> list[Delivery]:
+        """Lease up to `n` messages (default 1), oldest first, under one receipt: `mq.dequeue`."""
+        return await self.call(
+            calls.dequeue(
+                queue=queue,
+                n=n,
+                visibility_timeout=visibility_timeout,
+                ack=ack,
+                wait=wait,
+                subscription=subscription,
+            )
+        )
+
+    async def ack(
+        self,
+        queue: str,
+        receipt: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        strict: bool | None = None,
+        result: object = None,
+    ) -> int:
+        """Settle messages as done: `mq.ack`."""
+        return await self.call(
+            calls.ack(
+                queue=queue,
+                receipt=receipt,
+                msg_ids=calls.maybe_list(msg_ids),
+                strict=strict,
+                result=calls.maybe_json(result),
+            )
+        )
+
+    async def nack(
+        self,
+        queue: str,
+        receipt: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        delay: timedelta | None = None,
+        reason: str | None = None,
+        dead: bool | None = None,
+    ) -> int:
+        """Give messages back, to be tried again: `mq.nack`."""
+        return await self.call(
+            calls.nack(
+                queue=queue,
+                receipt=receipt,
+                msg_ids=calls.maybe_list(msg_ids),
+                delay=delay,
+                reason=reason,
+                dead=dead,
+            )
+        )
+
+    async def extend(
+        self, queue: str, receipt: str, visibility_timeout: timedelta | None = None
+    ) -> datetime | None:
+        """Let a lease last for `visibility_timeout` (default: the queue's) from now on.
+
+        SQL: `mq.extend`.
+        """
+        until: datetime | None = await self.call(
+            calls.extend(queue=queue, receipt=receipt, visibility_timeout=visibility_timeout)
+        )
+        return until
+
+    async def listen(self, queue: str) -> None:
+        """Hear of new messages on this connection, from the commit on: `mq.listen`."""
+        await self.call(calls.listen(queue=queue))
+
+    async def unlisten(self, queue: str) -> None:
+        """Undo `listen`: `mq.unlisten`."""
+        await self.call(calls.unlisten(queue=queue))
+
+    async def next_due(self, queue: str) -> datetime | None:
+        """When the next deferred message is due; None: there is none: `mq.next_due`."""
+        due: datetime | None = await self.call(calls.next_due(queue=queue))
+        return due
+
+    # Upkeep
+
+    async def sweep_stale(self, queue: str | None = None) -> int:
+        """Take back leases that ran out, of one queue or all; returns how many messages.
+
+        SQL: `mq.sweep_stale`.
+        """
+        return await self.call(calls.sweep_stale(queue=queue))
+
+    async def maintain(self, queue: str | None = None) -> list[MaintenanceAction]:
+        """All upkeep of one queue or all, best in a transaction of its own: `mq.maintain`."""
+        return await self.call(calls.maintain(queue=queue))
+
+    async def rotate_segment(self, queue: str) -> None:
+        """Begin a new segment now: `mq.rotate_segment`."""
+        await self.call(calls.rotate_segment(queue=queue))
+
+    # Looking
+
+    async def dead_letters(self, queue: str, n: int | None = None) -> list[DeadLetter]:
+        """Up to `n` (default 100) messages that were given up: `mq.dead_letters`."""
+        return await self.call(calls.dead_letters(queue=queue, n=n))
+
+    async def redrive(
+        self,
+        queue: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        to_queue: str | None = None,
+        max_messages: int | None = None,
+    ) -> int:
+        """Send dead letters again: `mq.redrive`."""
+        return await self.call(
+            calls.redrive(
+                queue=queue,
+                msg_ids=calls.maybe_list(msg_ids),
+                to_queue=to_queue,
+                max_messages=max_messages,
+            )
+        )
+
+    async def purge_dead_letters(self, queue: str, older_than: timedelta | None = None) -> int:
+        """Delete dead letters, those older than `older_than` or all; returns how many.
+
+        SQL: `mq.purge_dead_letters`.
+        """
+        return await self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
+
+    async def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
+        """Look at up to `n` (default 10) messages without taking them: `mq.peek`."""
+        return await self.call(calls.peek(queue=queue, n=n))
+
+    async def message_status(self, queue: str, msg_id: int) -> MessageStatus | None:
+        """Where a message stands; None: it is forgotten: `mq.message_status`."""
+        return await self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    async def cancel(self, queue: str, msg_id: int) -> bool:
+        """Withdraw a message that was not delivered yet; True if it worked: `mq.cancel`."""
+        return await self.call(calls.cancel(queue=queue, msg_id=msg_id))
+
+    async def queue_stats(self, queue: str | None = None) -> list[QueueStats]:
+        """Figures of one queue or all: `mq.queue_stats`."""
+        return await self.call(calls.queue_stats(queue=queue))
+
+    async def version(self) -> str:
+        """The version of the installed schema: `mq.version`."""
+        return await self.call(calls.version())
+
+
+async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

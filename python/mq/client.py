@@ -1,0 +1,565 @@
+"""`Client`: the SQL functions of mq as methods, on a psycopg connection that the caller owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg.types.json import Jsonb
+
+from . import calls
+from .calls import Call
+from .errors import translated
+from .message import (
+    DeadLetter,
+    Delivery,
+    MaintenanceAction,
+    MessageStatus,
+    PeekedMessage,
+    QueueInfo,
+    QueueStats,
+)
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls the functions of mq on `connection`; one method a function, same names, same arguments.
+
+    The client never begins, commits or rolls back: that is the caller's, so that a message and
+    other writes can be one transaction. On a connection in autocommit mode each call is a
+    transaction of its own.
+
+    Every argument that is None is left to the default of the SQL function. Every method raises
+    `mq.Error` or a subclass of it, chosen by SQLSTATE, for what the database refuses; those a
+    method is likely to meet are named with it.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+
+    def call(self, call: Call[T]) -> T:
+        """Run a call of `mq.calls` and read its answer."""
+        with translated(self.connection), self.connection.cursor(row_factory=tuple_row) as cursor:
+            return call.read(cursor.execute(call.sql, call.params).fetchall())
+
+    # Queues
+
+    def create_queue(
+        self,
+        queue: str,
+        *,
+        mode: str | None = None,
+        visibility_timeout: timedelta | None = None,
+        max_attempts: int | None = None,
+        retry_backoff: timedelta | None = None,
+        retry_backoff_max: timedelta | None = None,
+        retention: timedelta | None = None,
+        notify: str | None = None,
+        segment_age: timedelta | None = None,
+        segment_bytes: int | None = None,
+        if_not_exists: bool | None = None,
+    ) -> None:
+        """Make a queue: `mq.create_queue`.
+
+        Args:
+            queue: the name, 1 to 48 of ``A-Za-z0-9_.-``.
+            mode: 'lease' (default) or 'transaction'.
+            visibility_timeout: how long a lease lasts (default 30 seconds).
+            max_attempts: deliveries before a message is given up (default 5).
+            retry_backoff: delay after the first failed attempt, doubled with each (default 1
+                second).
+            retry_backoff_max: the longest such delay (default 1 hour).
+            retention: how long settled messages are kept (default: not at all).
+            notify: 'auto' (default), 'always' or 'never'.
+            segment_age: how old a segment gets before the next one.
+            segment_bytes: how big a segment gets before the next one, in bytes.
+            if_not_exists: True: a queue that exists already is left as it is.
+
+        Raises:
+            QueueExists, InvalidArgument.
+        """
+        self.call(
+            calls.create_queue(
+                queue=queue,
+                mode=mode,
+                visibility_timeout=visibility_timeout,
+                max_attempts=max_attempts,
+                retry_backoff=retry_backoff,
+                retry_backoff_max=retry_backoff_max,
+                retention=retention,
+                notify=notify,
+                segment_age=segment_age,
+                segment_bytes=segment_bytes,
+                if_not_exists=if_not_exists,
+            )
+        )
+
+    def alter_queue(
+        self,
+        queue: str,
+        *,
+        mode: str | None = None,
+        visibility_timeout: timedelta | None = None,
+        max_attempts: int | None = None,
+        retry_backoff: timedelta | None = None,
+        retry_backoff_max: timedelta | None = None,
+        retention: timedelta | None = None,
+        notify: str | None = None,
+        segment_age: timedelta | None = None,
+        segment_bytes: int | None = None,
+    ) -> None:
+        """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
+
+        Raises:
+            QueueNotFound, InvalidArgument.
+        """
+        self.call(
+            calls.alter_queue(
+                queue=queue,
+                mode=mode,
+                visibility_timeout=visibility_timeout,
+                max_attempts=max_attempts,
+                retry_backoff=retry_backoff,
+                retry_backoff_max=retry_backoff_max,
+                retention=retention,
+                notify=notify,
+                segment_age=segment_age,
+                segment_bytes=segment_bytes,
+            )
+        )
+
+    def drop_queue(self, queue: str) -> None:
+        """Drop a queue with all its messages: `mq.drop_queue`.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.drop_queue(queue=queue))
+
+    def purge_queue(self, queue: str) -> int:
+        """Throw away what is undelivered; returns how many messages: `mq.purge_queue`.
+
+        Raises:
+            QueueNotFound.
+        """
+        return self.call(calls.purge_queue(queue=queue))
+
+    def pause_queue(self, queue: str) -> None:
+        """Deliver nothing until `resume_queue`: `mq.pause_queue`.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.pause_queue(queue=queue))
+
+    def resume_queue(self, queue: str) -> None:
+        """Deliver again: `mq.resume_queue`.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.resume_queue(queue=queue))
+
+    def queues(self) -> list[QueueInfo]:
+        """All queues with their settings: `mq.queues`."""
+        return self.call(calls.queues())
+
+    # Producing
+
+    def enqueue(
+        self,
+        queue: str,
+        payload: object,
+        headers: Mapping[str, Any] | None = None,
+        *,
+        delay: timedelta | None = None,
+        deliver_at: datetime | None = None,
+        priority: int | None = None,
+        ordering_key: str | None = None,
+        dedup_key: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> int:
+        """Send a message, which exists once the caller's transaction commits: `mq.enqueue`.
+
+        Args:
+            queue: the queue.
+            payload: any value that `json` can write; None is JSON's null.
+            headers: what is not business, such as a type or a trace id.
+            delay: not to be delivered before this time has passed.
+            deliver_at: not to be delivered before this time (aware).
+            priority: higher goes first.
+            ordering_key: messages of one key are delivered one after the other.
+            dedup_key: a second message with this key is not enqueued.
+            ttl: worthless after this time.
+
+        Returns:
+            The msg_id.
+
+        Raises:
+            QueueNotFound, InvalidArgument, NotSupported.
+        """
+        return self.call(
+            calls.enqueue(
+                queue=queue,
+                payload=Jsonb(payload),
+                headers=calls.maybe_json(headers),
+                delay=delay,
+                deliver_at=deliver_at,
+                priority=priority,
+                ordering_key=ordering_key,
+                dedup_key=dedup_key,
+                ttl=ttl,
+            )
+        )
+
+    def enqueue_batch(
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        headers: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        delay: timedelta | None = None,
+        deliver_at: datetime | None = None,
+        priority: int | None = None,
+        ordering_key: str | None = None,
+        dedup_key: str | None = None,
+        ttl: timedelta | None = None,
+    ) -> list[int]:
+        """Send many messages in one round trip: `mq.enqueue_batch`.
+
+        `headers`, if given, has one entry (or None) for each payload; the other options, as in
+        `enqueue`, hold for all.
+
+        Returns:
+            The msg_ids, in the order of the payloads.
+
+        Raises:
+            QueueNotFound, InvalidArgument, NotSupported.
+        """
+        return self.call(
+            calls.enqueue_batch(
+                queue=queue,
+                payloads=calls.json_array(payloads),
+                headers=calls.maybe_json_array(headers),
+                delay=delay,
+                deliver_at=deliver_at,
+                priority=priority,
+                ordering_key=ordering_key,
+                dedup_key=dedup_key,
+                ttl=ttl,
+            )
+        )
+
+    def copy_in(self, queue: str, messages: Iterable[object]) -> int:
+        """Send any number of messages by ``COPY mq.inbox``.
+
+        The fastest way, in constant memory; all or nothing. Each item of `messages` is a payload,
+        or a `Message` where headers, a time or another queue are wanted. An exception of the
+        iterable aborts the COPY and with it the caller's transaction.
+
+        Returns:
+            How many were sent.
+
+        Raises:
+            QueueNotFound, InvalidArgument.
+        """
+        sent = 0
+        with (
+            translated(self.connection),
+            self.connection.cursor() as cursor,
+            cursor.copy(calls.COPY_IN) as copy,
+        ):
+            copy.set_types(calls.COPY_TYPES)
+            for item in messages:
+                copy.write_row(calls.copy_row(queue, item))
+                sent += 1
+        return sent
+
+    # Consuming
+
+    def dequeue(
+        self,
+        queue: str,
+        n: int | None = None,
+        *,
+        visibility_timeout: timedelta | None = None,
+        ack: str | None = None,
+        wait: timedelta | None = None,
+        subscription: str | None = None,
+    ) -> list[Delivery]:
+        """Lease up to `n` messages (default 1), oldest first, under one receipt: `mq.dequeue`.
+
+        Commit before working on them; in a transaction that stays open the lease keeps others
+        waiting.
+
+        Args:
+            queue: the queue.
+            n: at most so many messages.
+            visibility_timeout: how long the lease lasts (default: the queue's).
+            ack: a receipt to settle in the same round trip; if its lease was lost, nothing is
+                leased.
+            wait: poll inside the server for so long, at most 20 seconds.
+            subscription: whose messages (default: 'default').
+
+        Returns:
+            The messages; an empty list says that nothing can be delivered now.
+
+        Raises:
+            QueueNotFound, InvalidArgument, NotSupported (not READ COMMITTED), LeaseLost (of `ack`),
+            TransactionTooLarge.
+        """
+        return self.call(
+            calls.dequeue(
+                queue=queue,
+                n=n,
+                visibility_timeout=visibility_timeout,
+                ack=ack,
+                wait=wait,
+                subscription=subscription,
+            )
+        )
+
+    def ack(
+        self,
+        queue: str,
+        receipt: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        strict: bool | None = None,
+        result: object = None,
+    ) -> int:
+        """Settle messages as done: `mq.ack`.
+
+        Args:
+            queue: the queue.
+            receipt: of the lease.
+            msg_ids: which of its messages; None: all that are left.
+            strict: True: raise if any of them was lost, so that the caller's transaction rolls back
+                with its other writes.
+            result: any value that `json` can write, kept with the message.
+
+        Returns:
+            How many were settled; 0: the lease was lost, or settled before.
+
+        Raises:
+            QueueNotFound, MalformedReceipt, LeaseLost (strict), RetryTransaction.
+        """
+        return self.call(
+            calls.ack(
+                queue=queue,
+                receipt=receipt,
+                msg_ids=calls.maybe_list(msg_ids),
+                strict=strict,
+                result=calls.maybe_json(result),
+            )
+        )
+
+    def nack(
+        self,
+        queue: str,
+        receipt: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        delay: timedelta | None = None,
+        reason: str | None = None,
+        dead: bool | None = None,
+    ) -> int:
+        """Give messages back, to be tried again: `mq.nack`.
+
+        Args:
+            queue: the queue.
+            receipt: of the lease.
+            msg_ids: which of its messages; None: all that are left.
+            delay: when to try again; None: after the queue's backoff.
+            reason: why, for the history.
+            dead: True: never again, straight to the dead letters.
+
+        Returns:
+            How many were settled; 0: the lease was lost, or settled before.
+
+        Raises:
+            QueueNotFound, MalformedReceipt, RetryTransaction.
+        """
+        return self.call(
+            calls.nack(
+                queue=queue,
+                receipt=receipt,
+                msg_ids=calls.maybe_list(msg_ids),
+                delay=delay,
+                reason=reason,
+                dead=dead,
+            )
+        )
+
+    def extend(
+        self, queue: str, receipt: str, visibility_timeout: timedelta | None = None
+    ) -> datetime | None:
+        """Let a lease last from now for `visibility_timeout` (default: the queue's): `mq.extend`.
+
+        Returns:
+            Until when it lasts; None: it was lost.
+
+        Raises:
+            QueueNotFound, MalformedReceipt.
+        """
+        until: datetime | None = self.call(
+            calls.extend(queue=queue, receipt=receipt, visibility_timeout=visibility_timeout)
+        )
+        return until
+
+    def listen(self, queue: str) -> None:
+        """Hear of new messages on this connection, from the commit on: `mq.listen`.
+
+        Needs a session of its own: nothing arrives through a pooler in transaction mode.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.listen(queue=queue))
+
+    def unlisten(self, queue: str) -> None:
+        """Undo `listen`: `mq.unlisten`.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.unlisten(queue=queue))
+
+    def next_due(self, queue: str) -> datetime | None:
+        """When the next deferred message is due; None: there is none: `mq.next_due`.
+
+        Raises:
+            QueueNotFound.
+        """
+        due: datetime | None = self.call(calls.next_due(queue=queue))
+        return due
+
+    # Upkeep
+
+    def sweep_stale(self, queue: str | None = None) -> int:
+        """Take back leases that ran out, of one queue or all: `mq.sweep_stale`.
+
+        Returns:
+            How many messages.
+
+        Raises:
+            QueueNotFound, NotSupported (not READ COMMITTED).
+        """
+        return self.call(calls.sweep_stale(queue=queue))
+
+    def maintain(self, queue: str | None = None) -> list[MaintenanceAction]:
+        """All upkeep of one queue or all, best in a transaction of its own: `mq.maintain`.
+
+        Returns:
+            What was done.
+
+        Raises:
+            QueueNotFound, NotSupported (not READ COMMITTED).
+        """
+        return self.call(calls.maintain(queue=queue))
+
+    def rotate_segment(self, queue: str) -> None:
+        """Begin a new segment now: `mq.rotate_segment`.
+
+        Raises:
+            QueueNotFound.
+        """
+        self.call(calls.rotate_segment(queue=queue))
+
+    # Looking
+
+    def dead_letters(self, queue: str, n: int | None = None) -> list[DeadLetter]:
+        """Up to `n` (default 100) messages that were given up: `mq.dead_letters`.
+
+        Raises:
+            QueueNotFound.
+        """
+        return self.call(calls.dead_letters(queue=queue, n=n))
+
+    def redrive(
+        self,
+        queue: str,
+        msg_ids: Sequence[int] | None = None,
+        *,
+        to_queue: str | None = None,
+        max_messages: int | None = None,
+    ) -> int:
+        """Send dead letters again: `mq.redrive`.
+
+        Args:
+            queue: whose dead letters.
+            msg_ids: which; None: all.
+            to_queue: where to; None: the same queue, with the same msg_ids.
+            max_messages: at most so many.
+
+        Returns:
+            How many.
+
+        Raises:
+            QueueNotFound, InvalidArgument.
+        """
+        return self.call(
+            calls.redrive(
+                queue=queue,
+                msg_ids=calls.maybe_list(msg_ids),
+                to_queue=to_queue,
+                max_messages=max_messages,
+            )
+        )
+
+    def purge_dead_letters(self, queue: str, older_than: timedelta | None = None) -> int:
+        """Delete dead letters, all or those older than `older_than`: `mq.purge_dead_letters`.
+
+        Returns:
+            How many.
+
+        Raises:
+            QueueNotFound, InvalidArgument.
+        """
+        return self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
+
+    def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
+        """Look at up to `n` (default 10) messages without taking them: `mq.peek`.
+
+        Raises:
+            QueueNotFound.
+        """
+        return self.call(calls.peek(queue=queue, n=n))
+
+    def message_status(self, queue: str, msg_id: int) -> MessageStatus | None:
+        """Where a message stands; None: it is forgotten: `mq.message_status`.
+
+        Raises:
+            QueueNotFound.
+        """
+        return self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    def cancel(self, queue: str, msg_id: int) -> bool:
+        """Withdraw a message that was not delivered yet; True if it worked: `mq.cancel`.
+
+        Raises:
+            QueueNotFound, NotSupported.
+        """
+        return self.call(calls.cancel(queue=queue, msg_id=msg_id))
+
+    def queue_stats(self, queue: str | None = None) -> list[QueueStats]:
+        """Figures of one queue or all: `mq.queue_stats`.
+
+        Raises:
+            QueueNotFound.
+        """
+        return self.call(calls.queue_stats(queue=queue))
+
+    def version(self) -> str:
+        """The version of the installed schema: `mq.version`.
+
+        Raises:
+            InstallationError.
+        """
+        return self.call(calls.version())

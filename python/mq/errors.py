@@ -1,0 +1,190 @@
+"""What can go wrong: one root, `mq.Error`, and a subclass for what a program may want to tell apart.
+
+An error is chosen by SQLSTATE alone, never by the text of a message. The psycopg exception stays
+reachable as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+__all__ = [
+    "ConnectionLost",
+    "Error",
+    "InstallationError",
+    "InvalidArgument",
+    "InvalidState",
+    "LeaseLost",
+    "MalformedReceipt",
+    "NotSupported",
+    "PermissionDenied",
+    "QueueExists",
+    "QueueNotFound",
+    "QueuePaused",
+    "RetryTransaction",
+    "TransactionTooLarge",
+]
+
+
+class Error(Exception):
+    """The root of every error that this package raises for what the database answered.
+
+    Attributes:
+        sqlstate: the five characters of the SQLSTATE; None if the server sent none (a lost
+            connection).
+        message: the server's message, one line.
+        detail: the server's DETAIL, or None.
+        hint: the server's HINT, what to do about it, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.sqlstate = sqlstate
+        self.detail = detail
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.detail:
+            lines.append(f"DETAIL: {self.detail}")
+        if self.hint:
+            lines.append(f"HINT: {self.hint}")
+        return "\n".join(lines)
+
+
+class QueueNotFound(Error):
+    """MQ001: there is no queue of that name."""
+
+
+class QueueExists(Error):
+    """MQ002: a queue of that name exists already."""
+
+
+class LeaseLost(Error):
+    """MQ003: the lease ran out, or was settled before; a strict ack was refused."""
+
+
+class MalformedReceipt(Error):
+    """MQ004: the text is no receipt, or a receipt of another queue."""
+
+
+class QueuePaused(Error):
+    """MQ005: the queue is paused."""
+
+
+class InstallationError(Error):
+    """MQ006, 3F000, 42883: mq is missing in this database, or old (`mqctl upgrade`), or damaged."""
+
+
+class TransactionTooLarge(Error):
+    """MQ007: one transaction dequeued too often; commit, and go on in a new one."""
+
+
+class InvalidArgument(Error):
+    """Class 22 (22023, 22004, ...): an argument is out of range, null, or cannot be stored."""
+
+
+class NotSupported(Error):
+    """0A000: not possible here, or not in this version."""
+
+
+class RetryTransaction(Error):
+    """40001, 40P01, 55P03: nothing is wrong; run the transaction again."""
+
+
+class InvalidState(Error):
+    """55000: the object is not in a state in which this can be done."""
+
+
+class PermissionDenied(Error):
+    """42501: the role lacks a right; the roles of mq are mq_producer, mq_consumer and mq_admin."""
+
+
+class ConnectionLost(Error):
+    """Class 08, 57P01 to 57P03, or no answer at all: the connection is gone, or could not be made.
+
+    Whether a statement under way took effect is not known.
+    """
+
+
+_BY_CODE: dict[str, type[Error]] = {
+    "MQ001": QueueNotFound,
+    "MQ002": QueueExists,
+    "MQ003": LeaseLost,
+    "MQ004": MalformedReceipt,
+    "MQ005": QueuePaused,
+    "MQ006": InstallationError,
+    "MQ007": TransactionTooLarge,
+    "3F000": InstallationError,  # no schema mq
+    "42883": InstallationError,  # no such function
+    "0A000": NotSupported,
+    "40001": RetryTransaction,
+    "40P01": RetryTransaction,
+    "55P03": RetryTransaction,
+    "55000": InvalidState,
+    "42501": PermissionDenied,
+    "57P01": ConnectionLost,
+    "57P02": ConnectionLost,
+    "57P03": ConnectionLost,
+}
+_BY_CLASS: dict[str, type[Error]] = {"22": InvalidArgument, "08": ConnectionLost}
+
+
+def from_sqlstate(sqlstate: str) -> type[Error]:
+    """The class for a SQLSTATE: by the whole code, else by its class, else `Error` itself."""
+    return _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2], Error)
+
+
+def from_psycopg(error: psycopg.Error, *, connected: bool = True) -> Error:
+    """Translate what psycopg raised.
+
+    `connected` says whether the connection still stands: an error without SQLSTATE on one that does
+    not is a lost connection.
+    """
+    sqlstate = error.sqlstate
+    if sqlstate is not None:
+        kind = from_sqlstate(sqlstate)
+    elif not connected:
+        kind = ConnectionLost
+    elif isinstance(error, psycopg.DataError):  # refused by psycopg before it was sent
+        kind = InvalidArgument
+    else:
+        kind = Error
+    return kind(
+        error.diag.message_primary or str(error),
+        sqlstate=sqlstate,
+        detail=error.diag.message_detail,
+        hint=error.diag.message_hint,
+    )
+
+
+@contextmanager
+def translated(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> Iterator[None]:
+    """Turn psycopg's errors on `connection` into those of this module."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise from_psycopg(error, connected=not connection.closed) from error
+
+
+@contextmanager
+def connecting() -> Iterator[None]:
+    """Turn what keeps a connection from being made into `ConnectionLost`, or as its SQLSTATE says."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise from_psycopg(error, connected=False) from error
