@@ -1,0 +1,86 @@
+"""Fixtures: a server a session, a database a test.
+
+server    the session's server; which one, says MQ_TEST_SERVER (embedded, debian, npm:14, ...)
+database  connection string of a fresh database with mq installed
+conn      an autocommit connection to it, as the owner
+connect   makes more of them: connect(), connect(autocommit=False), connect(user="mq_consumer")
+queue     name of a queue with default settings in it
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from support import template
+from support.server import Server
+from support.server import database as temporary_database
+
+Connect = Callable[..., psycopg.Connection]
+
+_numbers = itertools.count(1)
+_servers: list[Server] = []
+_log_marks: dict[str, int] = {}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    with Server(os.environ.get("MQ_TEST_SERVER", "embedded")) as running:
+        _servers.append(running)
+        yield running
+        _servers.remove(running)
+
+
+@pytest.fixture(scope="session")
+def mq_template(server: Server) -> str:
+    return template.make(server)
+
+
+@pytest.fixture
+def database(server: Server, mq_template: str) -> Iterator[str]:
+    with temporary_database(server, f"t{next(_numbers)}", mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Connect]:
+    opened: list[psycopg.Connection] = []
+
+    def connect_(*, autocommit: bool = True, **params: Any) -> psycopg.Connection:
+        conn = psycopg.connect(database, autocommit=autocommit, **params)
+        opened.append(conn)
+        return conn
+
+    yield connect_
+    for conn in opened:
+        conn.close()
+
+
+@pytest.fixture
+def conn(connect: Connect) -> psycopg.Connection:
+    return connect()
+
+
+@pytest.fixture
+def queue(conn: psycopg.Connection) -> str:
+    conn.execute("select mq.create_queue('q')")
+    return "q"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what the server logged since it began."""
+    report = yield
+    for running in _servers:
+        if call.when == "setup":
+            _log_marks[running.name] = running.log.stat().st_size
+        if report.failed and (said := running.log_tail(since=_log_marks.get(running.name, 0))):
+            report.sections.append((f"log of server {running.name}", said))
+    return report
