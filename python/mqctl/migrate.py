@@ -1,0 +1,224 @@
+"""Install, upgrade and remove mq in one database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import scalar_row
+
+from mqctl import catalogue, steps
+from mqctl.errors import MqctlError
+from mqctl.source import Source, load
+
+Progress = Callable[[str, int, int], None]
+"""Called before each step with its name, its number from 1, and how many there are."""
+
+_BATCH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an installation did.
+
+    ``migrations`` are the names of those applied; ``changed`` is False where everything was in place already;
+    ``fresh`` where there was no mq before.
+    """
+
+    version: str
+    changed: bool
+    fresh: bool
+    migrations: tuple[str, ...]
+
+
+def install(
+    conn: psycopg.Connection[object],
+    source: Source | None = None,
+    *,
+    accept_drift: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Install mq, or upgrade it, in one transaction; what is there already is left alone.
+
+    Args: ``conn`` must not be inside a transaction; ``source`` defaults to what this mqctl ships; ``accept_drift``
+    goes on although tables of mq were changed by hand.
+    Raises: ``psycopg.Error`` with what the server, or one of the checks in it, refuses; SourceError. Either way
+    the database is as it was before.
+    """
+    source = load() if source is None else source
+    _require_idle(conn)
+    todo = list(steps.steps(source))
+    with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute("set transaction isolation level read committed")
+        if accept_drift:
+            cursor.execute("set local mqctl.accept_drift = 'on'")
+        for number, step in enumerate(todo, start=1):
+            if progress is not None:
+                progress(step.label, number, len(todo))
+            cursor.execute(step.sql)
+        changed = cursor.execute("select current_setting('mqctl.plan')").fetchone() == "apply"
+        before = str(cursor.execute("select current_setting('mqctl.before')").fetchone())
+    fresh = before == "nothing"
+    known = 0 if fresh else int(before)
+    applied = tuple(m.name for m in source.migrations if m.version > known)
+    return Outcome(source.version, changed, fresh, applied)
+
+
+def upgrade(
+    conn: psycopg.Connection[object],
+    source: Source | None = None,
+    *,
+    accept_drift: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """:func:`install` for a database that must have mq already, else MqctlError."""
+    if not is_installed(conn):
+        raise MqctlError(
+            f'mq is not installed in database "{conn.info.dbname}"', hint="Run: mqctl install"
+        )
+    return install(conn, source, accept_drift=accept_drift, progress=progress)
+
+
+def is_installed(conn: psycopg.Connection[object]) -> bool:
+    """Whether schema ``mq`` is there and is ours."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute(
+            """select exists (
+                   select from pg_catalog.pg_namespace as n
+                   where n.nspname = 'mq' and pg_catalog.obj_description(n.oid, 'pg_namespace') ~ '^mq: '
+                     and exists (select from pg_catalog.pg_class as c
+                                 where c.relnamespace = n.oid and c.relname = 'migration'))"""
+        )
+        return bool(cursor.fetchone())
+
+
+def messages_left(conn: psycopg.Connection[object]) -> dict[str, int]:
+    """Queues that still hold messages, dead letters included: name to number of messages."""
+    rows = conn.cursor().execute(
+        """select s.queue, coalesce(s.ready, 0) + coalesce(s.deferred, 0) + coalesce(s.leased, 0) + coalesce(s.dead, 0)
+           from mq.queue_stats() as s"""
+    )
+    counts: dict[str, int] = {}
+    for row in rows:
+        assert isinstance(row, tuple)
+        if row[1]:
+            counts[row[0]] = int(row[1])
+    return counts
+
+
+def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
+    """Remove schema ``mq`` with all queues. The roles stay: they belong to the whole cluster.
+
+    One transaction that dropped everything would lock every table at once, more than the lock table may hold. So what
+    belongs to the queues goes first, a few objects a transaction, and the schema last. Interrupted, it can be run again.
+
+    Raises: MqctlError where schema ``mq`` is missing or not ours, where messages are left and ``force`` is False, and
+    where something outside the schema depends on it; ``psycopg.Error``.
+    """
+    _require_idle(conn)
+    if not is_installed(conn):
+        raise MqctlError(
+            f'mq is not installed in database "{conn.info.dbname}"',
+            detail='There is no schema "mq" with the ledger of mq; nothing was changed.',
+        )
+    if not force and (left := messages_left(conn)):
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
+        raise MqctlError(
+            f"there are messages left in {len(left)} {'queue' if len(left) == 1 else 'queues'}",
+            detail=f"Messages and dead letters: {listed}.",
+            hint="Consume or purge them, or lose them: mqctl uninstall --force",
+        )
+    if outside := _dependents(conn):
+        raise MqctlError(
+            'objects outside schema "mq" depend on it',
+            detail=f"They are: {', '.join(outside)}.",
+            hint="Drop them first; mqctl never drops what is not its own.",
+        )
+    with conn.transaction():
+        _take_lock(conn)
+        roles = _existing_roles(conn)
+        conn.execute(f"revoke usage on schema mq from {', '.join(['public', *roles])}")
+    for kind, query in (("table", _GENERATED_TABLES), ("routine", _GENERATED_ROUTINES)):
+        while names := _scalars(conn, query):
+            with conn.transaction():
+                _take_lock(conn)
+                conn.execute(f"drop {kind} if exists {', '.join(names)} cascade")
+    with conn.transaction():
+        _take_lock(conn)
+        conn.execute("drop schema mq cascade")
+
+
+_GENERATED_TABLES = f"""
+    select format('mq.%I', c.relname) from pg_catalog.pg_class as c
+    where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'p') and c.relname ~ '{catalogue.GENERATED}'
+    order by c.oid limit {_BATCH}"""
+_GENERATED_ROUTINES = f"""
+    select p.oid::regprocedure::text from pg_catalog.pg_proc as p
+    where p.pronamespace = 'mq'::regnamespace and p.proname ~ '{catalogue.GENERATED}'
+    order by p.oid limit {_BATCH * 10}"""
+
+# What depends on an object of ours without being in our schema, or part of something that is.
+_DEPENDENTS = """
+    with ours as (
+        select 'pg_class'::regclass as classid, c.oid from pg_class as c where c.relnamespace = 'mq'::regnamespace
+        union all
+        select 'pg_proc'::regclass, p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
+        union all
+        select 'pg_type'::regclass, t.oid from pg_type as t where t.typnamespace = 'mq'::regnamespace
+    ), dependent as (
+        select distinct d.classid, d.objid, d.objsubid
+        from pg_depend as d
+        join ours on ours.classid = d.refclassid and ours.oid = d.refobjid
+        where d.deptype in ('n', 'a')
+    )
+    select pg_describe_object(d.classid, d.objid, d.objsubid)
+    from dependent as d
+    where 'mq'::regnamespace <> coalesce(
+        case d.classid
+            when 'pg_class'::regclass then (select c.relnamespace from pg_class as c where c.oid = d.objid)
+            when 'pg_proc'::regclass then (select p.pronamespace from pg_proc as p where p.oid = d.objid)
+            when 'pg_type'::regclass then (select t.typnamespace from pg_type as t where t.oid = d.objid)
+            when 'pg_constraint'::regclass then (select c.connamespace from pg_constraint as c where c.oid = d.objid)
+            when 'pg_rewrite'::regclass then (select c.relnamespace from pg_rewrite as r
+                join pg_class as c on c.oid = r.ev_class where r.oid = d.objid)
+            when 'pg_trigger'::regclass then (select c.relnamespace from pg_trigger as t
+                join pg_class as c on c.oid = t.tgrelid where t.oid = d.objid)
+            when 'pg_attrdef'::regclass then (select c.relnamespace from pg_attrdef as a
+                join pg_class as c on c.oid = a.adrelid where a.oid = d.objid)
+            when 'pg_policy'::regclass then (select c.relnamespace from pg_policy as p
+                join pg_class as c on c.oid = p.polrelid where p.oid = d.objid)
+            when 'pg_statistic_ext'::regclass then (select s.stxnamespace from pg_statistic_ext as s where s.oid = d.objid)
+        end, 0)
+    order by 1"""
+
+
+def _dependents(conn: psycopg.Connection[object]) -> list[str]:
+    with conn.transaction():
+        conn.execute("set local search_path = pg_catalog, pg_temp")
+        return _scalars(conn, _DEPENDENTS)
+
+
+def _existing_roles(conn: psycopg.Connection[object]) -> list[str]:
+    query = "select r.rolname from pg_catalog.pg_roles as r where r.rolname = any (%s)"
+    return _scalars(conn, query, [list(catalogue.ROLES)])
+
+
+def _scalars(
+    conn: psycopg.Connection[object], query: str, values: list[object] | None = None
+) -> list[str]:
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return [str(value) for value in cursor.execute(query, values)]
+
+
+def _take_lock(conn: psycopg.Connection[object]) -> None:
+    conn.execute("set local search_path = pg_catalog, pg_temp")
+    conn.execute("set local lock_timeout = '60s'")
+    conn.execute(f"select pg_advisory_xact_lock({steps.LOCK})")
+
+
+def _require_idle(conn: psycopg.Connection[object]) -> None:
+    if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise MqctlError(
+            "the connection is inside a transaction", hint="Commit or roll back first."
+        )
