@@ -107,9 +107,7 @@ def try_out(patch: Path, tests: list[str]) -> tuple[bool, str]:
             )
             said += done.stdout + done.stderr
             red = re.search(r"^Result: FAIL|\b\d+ failed\b", done.stdout, re.MULTILINE) is not None
-            if (
-                done.returncode != 0 and not red
-            ):  # it does not even install, or there is no such test
+            if done.returncode != 0 and not red:  # does not even install, or no such test
                 raise BadMutant(f"{' '.join(command[1:])} ended with {done.returncode}\n{said}")
             killed = killed or red
         return killed, said
