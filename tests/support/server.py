@@ -280,7 +280,7 @@ class Server:
             return at.bin
         copy = self.folder / "pg"
         for folder in at.folders:
-            shutil.copytree(folder, copy / folder.name, symlinks=True)
+            shutil.copytree(folder, copy / folder.name, symlinks=True, copy_function=_link_or_copy)
         return copy / at.bin.relative_to(at.folders[0].parent)
 
     def _as_owner(self) -> dict[str, Any]:
@@ -360,6 +360,13 @@ def _server_user() -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise ServerError("as root: there is no user postgres or nobody to run the server as")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def _temp_dir(owner: pwd.struct_passwd | None) -> str:
