@@ -15,6 +15,10 @@ from support.server import Server
 
 SQL = binaries.REPO / "sql"
 
+pytestmark = pytest.mark.skipif(
+    not (SQL / "functions.sql").exists(), reason="the engine is not there yet"
+)
+
 # Functions that are made for a queue, and what they may be spared: see sql/README.md.
 GENERATED = re.compile(r"^_.*_\d+$")
 
