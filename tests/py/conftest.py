@@ -1,10 +1,11 @@
 """Fixtures: a server a session, a database a test.
 
-server    the session's server; which one, says MQ_TEST_SERVER (embedded, debian, npm:14, ...)
-database  connection string of a fresh database with mq installed
-conn      an autocommit connection to it, as the owner
-connect   makes more of them: connect(), connect(autocommit=False), connect(user="mq_consumer")
-queue     name of a queue with default settings in it
+server      the session's server; which one, says MQ_TEST_SERVER (embedded, debian, npm:14, ...)
+database    connection string of a fresh database with mq installed
+conn        an autocommit connection to it, as the owner
+connect     makes more of them: connect(), connect(autocommit=False), connect(user="mq_consumer")
+queue       name of a queue with default settings in it
+background  runs a call in a thread, for what blocks: background(conn.execute, "...") -> Future
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -22,6 +24,7 @@ from support.server import Server
 from support.server import database as temporary_database
 
 Connect = Callable[..., psycopg.Connection]
+Background = Callable[..., "Future[Any]"]
 
 _numbers = itertools.count(1)
 _servers: list[Server] = []
@@ -64,6 +67,12 @@ def connect(database: str) -> Iterator[Connect]:
 @pytest.fixture
 def conn(connect: Connect) -> psycopg.Connection:
     return connect()
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool.submit
 
 
 @pytest.fixture
