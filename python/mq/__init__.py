@@ -1,3 +1,74 @@
-"""mq: a message queue that is nothing but SQL in one PostgreSQL schema; this is its Python client."""
+"""mq: a message queue that is nothing but SQL in one PostgreSQL schema; its Python client."""
 
 from __future__ import annotations
+
+from .async_client import AsyncClient
+from .client import Client
+from .consumer import AsyncConsumer, Consumer
+from .errors import (
+    ConnectionLost,
+    Error,
+    InstallationError,
+    InvalidArgument,
+    InvalidState,
+    LeaseLost,
+    MalformedReceipt,
+    NotSupported,
+    PermissionDenied,
+    QueueExists,
+    QueueNotFound,
+    QueuePaused,
+    RetryTransaction,
+    TransactionTooLarge,
+)
+from .job import AsyncBatch, AsyncJob, Batch, Job
+from .message import (
+    DeadLetter,
+    Delivery,
+    MaintenanceAction,
+    Message,
+    MessageStatus,
+    PeekedMessage,
+    QueueInfo,
+    QueueStats,
+)
+
+__all__ = [
+    "AsyncBatch",
+    "AsyncClient",
+    "AsyncConsumer",
+    "AsyncJob",
+    "Batch",
+    "Client",
+    "ConnectionLost",
+    "Consumer",
+    "DeadLetter",
+    "Delivery",
+    "Error",
+    "InstallationError",
+    "InvalidArgument",
+    "InvalidState",
+    "Job",
+    "LeaseLost",
+    "MaintenanceAction",
+    "MalformedReceipt",
+    "Message",
+    "MessageStatus",
+    "NotSupported",
+    "PeekedMessage",
+    "PermissionDenied",
+    "QueueExists",
+    "QueueInfo",
+    "QueueNotFound",
+    "QueuePaused",
+    "QueueStats",
+    "RetryTransaction",
+    "TransactionTooLarge",
+    "consume",
+    "consume_async",
+]
+
+#: ``for job in mq.consume(conninfo, queue): ...``
+consume = Consumer
+#: ``async for job in mq.consume_async(conninfo, queue): ...``
+consume_async = AsyncConsumer

@@ -93,10 +93,7 @@ class AsyncClient:
         segment_age: timedelta | None = None,
         segment_bytes: int | None = None,
     ) -> None:
-        """Change settings of a queue (see `create_queue`); None leaves one as it is.
-
-        SQL: `mq.alter_queue`.
-        """
+        """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
             calls.alter_queue(
                 queue=queue,
@@ -270,10 +267,7 @@ class AsyncClient:
     async def extend(
         self, queue: str, receipt: str, visibility_timeout: timedelta | None = None
     ) -> datetime | None:
-        """Let a lease last for `visibility_timeout` (default: the queue's) from now on.
-
-        SQL: `mq.extend`.
-        """
+        """Let a lease last for `visibility_timeout` (default: the queue's) from now on."""
         until: datetime | None = await self.call(
             calls.extend(queue=queue, receipt=receipt, visibility_timeout=visibility_timeout)
         )
@@ -295,10 +289,7 @@ class AsyncClient:
     # Upkeep
 
     async def sweep_stale(self, queue: str | None = None) -> int:
-        """Take back leases that ran out, of one queue or all; returns how many messages.
-
-        SQL: `mq.sweep_stale`.
-        """
+        """Take back leases that ran out, of one queue or all; returns how many messages."""
         return await self.call(calls.sweep_stale(queue=queue))
 
     async def maintain(self, queue: str | None = None) -> list[MaintenanceAction]:
@@ -334,10 +325,7 @@ class AsyncClient:
         )
 
     async def purge_dead_letters(self, queue: str, older_than: timedelta | None = None) -> int:
-        """Delete dead letters, those older than `older_than` or all; returns how many.
-
-        SQL: `mq.purge_dead_letters`.
-        """
+        """Delete dead letters, those older than `older_than` or all; returns how many."""
         return await self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
 
     async def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:

@@ -1,4 +1,4 @@
-"""What can go wrong: one root, `mq.Error`, and a subclass for what a program may want to tell apart.
+"""What can go wrong: one root, `mq.Error`, and subclasses for what a program may tell apart.
 
 An error is chosen by SQLSTATE alone, never by the text of a message. The psycopg exception stays
 reachable as ``__cause__``.
@@ -183,7 +183,7 @@ def translated(
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Turn what keeps a connection from being made into `ConnectionLost`, or as its SQLSTATE says."""
+    """Turn what keeps a connection from being made into `ConnectionLost`, or what its code says."""
     try:
         yield
     except psycopg.Error as error:

@@ -1,0 +1,119 @@
+"""One lease while its messages are worked on: when to extend it, and what to tell the server."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from . import calls
+from .calls import Call
+from .message import Delivery
+
+__all__ = ["ACK", "Ack", "Lease", "Nack", "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """To be tried again, or given up; as the arguments of `mq.nack`."""
+
+    delay: timedelta | None = None
+    reason: str | None = None
+    dead: bool = False
+
+
+Outcome = Ack | Nack
+ACK = Ack()
+
+
+class Lease:
+    """One `dequeue` call: its messages, and which of them the server still counts as leased."""
+
+    def __init__(self, queue: str, deliveries: Sequence[Delivery], length: float) -> None:
+        self.queue = queue
+        self.receipt = deliveries[0].receipt
+        self.deliveries = deliveries
+        self.since = time.monotonic()
+        self.renew_at = self.ends_at = 0.0
+        self.renewed(length)
+        #: True once the server said that it is gone.
+        self.lost = False
+        #: Messages that the server was told nothing of.
+        self.left = len(deliveries)
+        #: Outcomes that the server was not told yet, in order, and since when there are some.
+        self._unsent: deque[tuple[Outcome, list[int]]] = deque()
+        self._unsent_since = 0.0
+
+    def renewed(self, length: float) -> None:
+        """It lasts for `length` seconds from now; half way is the time to extend it."""
+        now = time.monotonic()
+        self.renew_at = now + length / 2
+        self.ends_at = now + length
+
+    @property
+    def ran_out(self) -> bool:
+        """True if it ended, as far as can be known here."""
+        return self.lost or time.monotonic() > self.ends_at
+
+    def decide(self, msg_ids: Sequence[int], outcome: Outcome) -> None:
+        """Note what became of messages, for the next `unsent`."""
+        if not self._unsent:
+            self._unsent_since = time.monotonic()
+        elif self._unsent[-1][0] == outcome:
+            self._unsent[-1][1].extend(msg_ids)
+            return
+        self._unsent.append((outcome, list(msg_ids)))
+
+    def settled(self, count: int) -> None:
+        """The server knows of `count` more messages."""
+        self.left -= count
+
+    def pressing(self, patience: float) -> bool:
+        """True if the server should hear now: something failed, or `patience` seconds are over."""
+        return any(outcome != ACK for outcome, _ in self._unsent) or (
+            bool(self._unsent) and time.monotonic() - self._unsent_since >= patience
+        )
+
+    @property
+    def all_done(self) -> bool:
+        """True if all that is left is done, so that the next `dequeue` can settle it by the way."""
+        return (
+            len(self._unsent) == 1
+            and self._unsent[0][0] == ACK
+            and len(self._unsent[0][1]) == self.left
+        )
+
+    @property
+    def unsent(self) -> tuple[int, Call[int]] | None:
+        """The next statement for the server, and of how many messages; None: it knows all."""
+        if not self._unsent:
+            return None
+        outcome, msg_ids = self._unsent[0]
+        return len(msg_ids), self.settling(msg_ids, outcome)
+
+    def sent(self) -> None:
+        """The statement of `unsent` was run."""
+        self.settled(len(self._unsent.popleft()[1]))
+
+    def settling(
+        self, msg_ids: Sequence[int], outcome: Outcome, *, strict: bool | None = None
+    ) -> Call[int]:
+        """The statement that settles these messages; the short form if no others are left."""
+        ids = None if len(msg_ids) == self.left else list(msg_ids)
+        if isinstance(outcome, Ack):
+            return calls.ack(queue=self.queue, receipt=self.receipt, msg_ids=ids, strict=strict)
+        return calls.nack(
+            queue=self.queue,
+            receipt=self.receipt,
+            msg_ids=ids,
+            delay=outcome.delay,
+            reason=outcome.reason,
+            dead=outcome.dead or None,
+        )

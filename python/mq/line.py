@@ -1,0 +1,253 @@
+"""A line to the database: a connection that can be made anew, and a sleep that can be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any, TypeVar
+
+import psycopg
+
+from .async_client import AsyncClient
+from .calls import Call
+from .client import Client
+from .errors import ConnectionLost, Error, connecting, translated
+from .flow import Connect, Deliver, DeliveringFlow, Execute, Flow, Sleep, Step
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+AsyncConnection = psycopg.AsyncConnection[Any]
+
+
+def _read_notifications(connection: Connection | AsyncConnection) -> bool:
+    """Take in what the server sent unasked; True if a notification was among it."""
+    found = False
+    with translated(connection):
+        connection.pgconn.consume_input()
+        while connection.pgconn.notifies() is not None:
+            found = True
+    return found
+
+
+class Line:
+    """The sync one. Only `wake` may be called from another thread, or from a signal handler."""
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._notified = False
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+
+    @property
+    def connection(self) -> Connection:
+        """The open connection.
+
+        Raises:
+            ConnectionLost.
+        """
+        if self._connection is None or self._connection.closed:
+            raise ConnectionLost("the connection is closed")
+        return self._connection
+
+    def perform(self, step: Step) -> Any:
+        """Do one step of a flow."""
+        if isinstance(step, Execute):
+            return self.call(step.call)
+        if isinstance(step, Sleep):
+            return self.sleep(step.seconds)
+        self.disconnect()
+        if isinstance(step, Connect):
+            with connecting():
+                self._connection = self._connect()
+                self._connection.autocommit = True
+            self._connection.add_notify_handler(self._on_notify)
+        return None
+
+    def call(self, call: Call[T]) -> T:
+        """Run a statement in a transaction of its own."""
+        return Client(self.connection).call(call)
+
+    def sleep(self, seconds: float | None) -> bool:
+        """Wait for the time, a notification, or `wake`; True if a notification came."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_in, selectors.EVENT_READ)
+            if self._connection is not None and not self._connection.closed:
+                selector.register(self._connection.fileno(), selectors.EVENT_READ)
+            while not self._notified:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                ready = {key.fileobj for key, _ in selector.select(left)}
+                if self._wake_in in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        self._wake_in.recv(4096)
+                    return False
+                if ready:
+                    self._notified = _read_notifications(self.connection)
+        self._notified = False
+        return True
+
+    def wake(self) -> None:
+        """End the sleep that is or the next that will be."""
+        with contextlib.suppress(OSError):  # full: it will wake; closed: nobody sleeps
+            self._wake_out.send(b".")
+
+    def disconnect(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._notified = False
+
+    def cancel(self) -> None:
+        """Ask the server to end the statement that runs in another thread."""
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=5)
+
+    def close(self) -> None:
+        """Close everything."""
+        self.disconnect()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _on_notify(self, _: psycopg.Notify) -> None:
+        self._notified = True
+
+    def deliver(self, flow: DeliveringFlow[None]) -> Generator[Any, None, None]:
+        """Run a flow to its end and yield what it delivers."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = None
+                    if isinstance(step, Deliver):
+                        yield step.unit
+                    else:
+                        answer = self.perform(step)
+                except Error as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration:
+            return
+
+    def run(self, flow: Flow[None]) -> None:
+        """Run a flow that delivers nothing to its end."""
+        for _ in self.deliver(flow):
+            raise AssertionError("the flow delivers")
+
+
+class AsyncLine:
+    """The async one. Only `wake` may be called from another thread, or from a signal handler."""
+
+    def __init__(self, connect: Callable[[], Awaitable[AsyncConnection]]) -> None:
+        self._connect = connect
+        self._connection: AsyncConnection | None = None
+        self._notified = False
+        self._loop = asyncio.get_running_loop()
+        self._stir = asyncio.Event()
+        self._failure: Error | None = None
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The open connection.
+
+        Raises:
+            ConnectionLost.
+        """
+        if self._connection is None or self._connection.closed:
+            raise ConnectionLost("the connection is closed")
+        return self._connection
+
+    async def perform(self, step: Step) -> Any:
+        """Do one step of a flow."""
+        if isinstance(step, Execute):
+            return await self.call(step.call)
+        if isinstance(step, Sleep):
+            return await self.sleep(step.seconds)
+        await self.disconnect()
+        if isinstance(step, Connect):
+            with connecting():
+                self._connection = await self._connect()
+                await self._connection.set_autocommit(True)
+            self._connection.add_notify_handler(self._on_notify)
+        return None
+
+    async def call(self, call: Call[T]) -> T:
+        """Run a statement in a transaction of its own."""
+        return await AsyncClient(self.connection).call(call)
+
+    async def sleep(self, seconds: float | None) -> bool:
+        """Wait for the time, a notification, or `wake`; True if a notification came."""
+        listening = -1
+        if self._connection is not None and not self._connection.closed:
+            listening = self._connection.fileno()
+            self._loop.add_reader(listening, self._on_readable)
+        try:
+            if not self._notified:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._stir.wait(), seconds)
+        finally:
+            if listening >= 0:
+                self._loop.remove_reader(listening)
+        self._stir.clear()
+        if (failure := self._failure) is not None:
+            self._failure = None
+            raise failure
+        notified, self._notified = self._notified, False
+        return notified
+
+    def wake(self) -> None:
+        """End the sleep that is or the next that will be."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody sleeps
+            self._loop.call_soon_threadsafe(self._stir.set)
+
+    async def disconnect(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+        self._notified = False
+
+    def _on_notify(self, _: psycopg.Notify) -> None:
+        self._notified = True
+
+    def _on_readable(self) -> None:
+        try:
+            if _read_notifications(self.connection):
+                self._notified = True
+                self._stir.set()
+        except Error as error:
+            self._failure = error
+            self._stir.set()
+
+    async def deliver(self, flow: DeliveringFlow[None]) -> AsyncGenerator[Any, None]:
+        """Run a flow to its end and yield what it delivers."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = None
+                    if isinstance(step, Deliver):
+                        yield step.unit
+                    else:
+                        answer = await self.perform(step)
+                except Error as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration:
+            return
+
+    async def run(self, flow: Flow[None]) -> None:
+        """Run a flow that delivers nothing to its end."""
+        async for _ in self.deliver(flow):
+            raise AssertionError("the flow delivers")
