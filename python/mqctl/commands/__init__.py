@@ -1,0 +1,3 @@
+"""The commands of mqctl, one module for each area."""
+
+from __future__ import annotations
