@@ -1,0 +1,291 @@
+-- Deferral: where delayed messages and retries wait. Nothing here is updated or deleted one by one.
+--
+--   deferred_<q>_<g>   what came, as it came; read once, in windows like the log
+--   timer_<q>_<g>      who is due when; written only by the promoter, so the only one that may look behind the cursor
+--   promotion_<q>_<g>  the promoter's cursor: its newest row
+--
+-- Promotion runs while a block is opened, under a lock of its own. It copies new arrivals into timers, then takes what
+-- is due, in order of time, to be born into the block. An arrival that is due before the cursor's time (its transaction
+-- took long to commit) gets the cursor's time plus a microsecond. So the cursor only moves forward, the index is read
+-- only behind it, and no uncommitted or consumed row is ever in the way.
+--
+-- There are two sets, g = 0 and 1. When most of the open one is consumed, arrivals go to the other, what still waits
+-- is moved there too, and the old set is truncated: _rotate_deferral.
+create or replace function mq._create_deferral(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    for v_generation in 0 .. 1 loop
+        execute replace($x$
+        create table mq.deferred_{d} (
+            msg_id      bigint not null,
+            xid         xid8 not null default pg_current_xact_id(),
+            due_at      timestamptz not null,
+            enqueued_at timestamptz not null default clock_timestamp(),
+            attempt     smallint not null default 1,
+            payload     jsonb not null,
+            headers     jsonb,
+            history     jsonb
+        ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+        create index deferred_{d}_order on mq.deferred_{d} (xid, msg_id);
+        create table mq.timer_{d} (
+            due_at timestamptz not null,
+            xid    xid8 not null,
+            msg_id bigint not null,
+            constraint timer_{d}_pkey primary key (due_at, xid, msg_id)
+        ) with (autovacuum_enabled = false);
+        create table mq.promotion_{d} (
+            no       bigint not null,
+            prev     pg_snapshot not null,      -- all arrivals visible here have timers
+            cur      pg_snapshot,               -- the window it stopped inside, and where; null: the window is used up
+            next_xid xid8,
+            next_id  bigint,
+            due_at   timestamptz not null,      -- every timer up to (due_at, due_xid, due_id) was taken
+            due_xid  xid8 not null,
+            due_id   bigint not null,
+            taken    bigint not null,           -- how many so far
+            constraint promotion_{d}_pkey primary key (no)
+        ) with (autovacuum_enabled = false);
+        create trigger sealed before insert on mq.deferred_{d} for each row execute function mq._redirect_deferred();
+        alter table mq.deferred_{d} disable trigger sealed;
+        $x$, '{d}', _create_deferral.queue_id || '_' || v_generation);
+    end loop;
+    perform mq._create_deferral_functions(_create_deferral.queue_id);
+end $f$;
+
+create or replace function mq._create_deferral_functions(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    for v_generation in 0 .. 1 loop
+        execute replace($x$
+        -- Whether _promote would find something: a timer or one of the next arrivals is due, or a thousand arrivals
+        -- wait for their timers.
+        create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
+        declare
+            v_now  timestamptz := clock_timestamp();
+            v_cur  pg_snapshot;
+            p      record;
+            r      record;
+        begin
+            if not exists (select from mq.deferred_{d} as x order by x.xid, x.msg_id limit 1) then
+                return false;
+            end if;
+            select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
+            if p.no is not null and exists (
+                       select from mq.timer_{d} as x
+                       where (x.due_at, x.xid, x.msg_id) > (p.due_at, p.due_xid, p.due_id) and x.due_at <= v_now
+                       order by x.due_at, x.xid, x.msg_id limit 1) then
+                return true;
+            end if;
+            v_cur := coalesce(p.cur, mq._snapshot());
+            r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            return (
+                select coalesce(bool_or(m.due_at <= v_now), false) or count(*) >= 1000
+                from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
+                      cross join lateral (
+                        select y.due_at from mq.deferred_{d} as y
+                        where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
+                        order by y.xid, y.msg_id limit 1000) as x
+                      limit 1000) as m);
+        end $$;
+
+        -- Up to p_max messages that are due, oldest first. The caller holds the promotion lock.
+        create or replace function mq._promote_{d}(p_max int) returns setof mq._taken language plpgsql as $$
+        declare
+            v_now  timestamptz;
+            p      record;
+            r      record;
+            v_prev pg_snapshot;
+            v_cur  pg_snapshot;
+            v_xid  xid8;
+            v_id   bigint;
+            a_due  timestamptz[];   a_xid xid8[];   a_id bigint[];
+            t_due  timestamptz[];   t_xid xid8[];   t_id bigint[];
+        begin
+            select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
+            v_prev := coalesce(p.prev, '1:1:');
+            v_cur := coalesce(p.cur, mq._snapshot());
+            r := mq._ranges(v_prev, v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            select array_agg(m.due_at), array_agg(m.xid), array_agg(m.msg_id) into a_due, a_xid, a_id
+            from (select x.* from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
+                  cross join lateral (
+                    select y.due_at, y.xid, y.msg_id from mq.deferred_{d} as y
+                    where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
+                    order by y.xid, y.msg_id limit 1001) as x
+                  limit 1001) as m;
+            if cardinality(a_id) > 1000 then
+                v_xid := a_xid[1001];
+                v_id := a_id[1001];
+            else
+                v_prev := v_cur;
+                v_cur := null;
+            end if;
+            p.due_at := coalesce(p.due_at, '-infinity');
+            p.due_xid := coalesce(p.due_xid, '0');
+            p.due_id := coalesce(p.due_id, 0);
+            insert into mq.timer_{d} (due_at, xid, msg_id)
+            select case when (u.due_at, u.xid, u.msg_id) > (p.due_at, p.due_xid, p.due_id) then u.due_at
+                        else p.due_at + interval '1 microsecond' end, u.xid, u.msg_id
+            from unnest(a_due[:1000], a_xid[:1000], a_id[:1000]) as u (due_at, xid, msg_id);
+            v_now := clock_timestamp();
+            select array_agg(x.due_at), array_agg(x.xid), array_agg(x.msg_id) into t_due, t_xid, t_id
+            from (select * from mq.timer_{d} as y
+                  where (y.due_at, y.xid, y.msg_id) > (p.due_at, p.due_xid, p.due_id) and y.due_at <= v_now
+                  order by y.due_at, y.xid, y.msg_id limit p_max) as x;
+            if a_id is null and t_id is null then
+                return;
+            end if;
+            insert into mq.promotion_{d} (no, prev, cur, next_xid, next_id, due_at, due_xid, due_id, taken)
+            values (coalesce(p.no, 0) + 1, v_prev, v_cur, v_xid, v_id,
+                    coalesce(t_due[cardinality(t_due)], p.due_at), coalesce(t_xid[cardinality(t_xid)], p.due_xid),
+                    coalesce(t_id[cardinality(t_id)], p.due_id), coalesce(p.taken, 0) + coalesce(cardinality(t_id), 0));
+            return query
+                select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text
+                from unnest(t_xid, t_id) as u (xid, msg_id)
+                cross join lateral (
+                    select * from mq.deferred_{d} as y where y.xid = u.xid and y.msg_id = u.msg_id
+                    order by y.xid, y.msg_id limit 1) as m;
+        end $$;
+
+        -- When the next message of this set is due. Of arrivals without timers, the first 10000 are looked at.
+        create or replace function mq._next_due_{d}() returns timestamptz language plpgsql as $$
+        declare
+            p record;
+            r record;
+        begin
+            select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
+            r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            return least(
+                (select x.due_at from mq.timer_{d} as x
+                 where (x.due_at, x.xid, x.msg_id)
+                     > (coalesce(p.due_at, '-infinity'), coalesce(p.due_xid, '0'), coalesce(p.due_id, 0))
+                 order by x.due_at, x.xid, x.msg_id limit 1),
+                (select min(m.due_at)
+                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
+                       cross join lateral (
+                         select y.due_at from mq.deferred_{d} as y
+                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
+                         order by y.xid, y.msg_id limit 10000) as x
+                       limit 10000) as m));
+        end $$;
+
+        -- What waits in this set, for peek, message_status and the statistics.
+        create or replace function mq._waiting_{d}() returns table (due_at timestamptz, msg_id bigint, enqueued_at timestamptz, attempt int, payload jsonb, headers jsonb, history jsonb)
+        language plpgsql as $$
+        declare
+            p record;
+            r record;
+        begin
+            select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
+            r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            return query
+                select x.due_at, x.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history
+                from mq.timer_{d} as x
+                cross join lateral (
+                    select * from mq.deferred_{d} as y where y.xid = x.xid and y.msg_id = x.msg_id
+                    order by y.xid, y.msg_id limit 1) as m
+                where (x.due_at, x.xid, x.msg_id)
+                    > (coalesce(p.due_at, '-infinity'), coalesce(p.due_xid, '0'), coalesce(p.due_id, 0))
+                union all
+                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history
+                from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
+                cross join lateral (
+                    select * from mq.deferred_{d} as y
+                    where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
+                    order by y.xid, y.msg_id) as m
+                union all
+                -- one cut inside a window leaves the rest of what is visible now
+                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history
+                from mq.deferred_{d} as m
+                where p.cur is not null and not pg_visible_in_snapshot(m.xid, p.cur);
+        end $$;
+        $x$, '{d}', _create_deferral_functions.queue_id || '_' || v_generation);
+    end loop;
+
+    execute replace(replace($x$
+    create or replace function mq._is_due_{q}() returns boolean language plpgsql as $$
+    declare
+        v_register bigint := pg_sequence_last_value('mq.register_{q}');
+    begin
+        return case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_0() else mq._is_due_{q}_1() end
+            or (v_register >> 33) & 1 = 1
+               and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1() else mq._is_due_{q}_0() end;
+    end $$;
+
+    create or replace function mq._promote_{q}(p_max int) returns setof mq._taken language plpgsql as $$
+    declare
+        v_register bigint := pg_sequence_last_value('mq.register_{q}');
+        v_count    int := 0;
+    begin
+        if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
+            return;             -- somebody else promotes: what is due goes into their block
+        end if;
+        if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
+            return query select * from mq._promote_{q}_1(p_max);
+            get diagnostics v_count = row_count;
+        end if;
+        if v_count < p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
+            return query select * from mq._promote_{q}_0(p_max - v_count);
+        end if;
+    end $$;
+    $x$, '{q}', _create_deferral_functions.queue_id::text),
+        '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
+    perform mq._shut('_' || _create_deferral_functions.queue_id);
+    perform mq._shut('_' || _create_deferral_functions.queue_id || '_0');
+    perform mq._shut('_' || _create_deferral_functions.queue_id || '_1');
+end $f$;
+
+-- Puts messages aside until they are due. Their transaction never receives them itself.
+create or replace function mq._defer(queue_id int, register regclass, messages mq._taken[], due_at timestamptz[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute 'insert into mq.deferred_' || _defer.queue_id || '_' || ((pg_sequence_last_value(_defer.register) >> 32) & 1)
+        || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, history)'
+        || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.history'
+        || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, history, outcome, d)'
+        using _defer.messages, _defer.due_at;
+end $$;
+
+-- Changes over to the other set when most of the open one is consumed, and empties the old one: arrivals that came
+-- late and whatever still waits move over, in due order, then it is truncated. Returns what was done.
+create or replace function mq._rotate_deferral(queue_id int, register regclass) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_value bigint := pg_sequence_last_value(_rotate_deferral.register);
+    v_open  int := (v_value >> 32) & 1;
+    v_old   int := 1 - v_open;
+    v_rows  bigint;
+    v_left  bigint;
+    v_moved mq._taken[];
+    v_due   timestamptz[];
+begin
+    if (v_value >> 33) & 1 = 0 then
+        -- The open set is worth changing once it is big, and three quarters of it are promoted.
+        if pg_relation_size(format('mq.deferred_%s_%s', _rotate_deferral.queue_id, v_open)::regclass) < 4194304 then
+            return null;
+        end if;
+        execute format('select coalesce((select p.taken from mq.promotion_%1$s_%2$s as p order by p.no desc limit 1), 0), '
+                       '(select count(*) from mq.deferred_%1$s_%2$s)', _rotate_deferral.queue_id, v_open) into v_left, v_rows;
+        if v_left < v_rows * 3 / 4 then
+            return null;
+        end if;
+        perform setval(_rotate_deferral.register, (v_value & ~(3::bigint << 32)) | (v_old::bigint << 32) | (1::bigint << 33));
+        return 'changed over';
+    end if;
+
+    -- Nobody may promote from the old set while it is moved, and nobody may add to it.
+    if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_rotate_deferral.queue_id, -2)) then
+        return null;
+    end if;
+    execute format('lock table mq.deferred_%s_%s in share row exclusive mode', _rotate_deferral.queue_id, v_old);
+    execute format('alter table mq.deferred_%s_%s enable always trigger sealed', _rotate_deferral.queue_id, v_old);
+    execute format('select array_agg((w.msg_id, w.enqueued_at, w.attempt, w.payload, w.headers, w.history, null)::mq._taken), array_agg(w.due_at) '
+                   'from mq._waiting_%s_%s() as w', _rotate_deferral.queue_id, v_old) into v_moved, v_due;
+    if v_moved is not null then
+        perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, v_due);
+    end if;
+    execute replace('truncate mq.deferred_{d}, mq.timer_{d}, mq.promotion_{d}; alter table mq.deferred_{d} disable trigger sealed',
+                    '{d}', _rotate_deferral.queue_id || '_' || v_old);
+    -- Not undone by a rollback: then the old set counts as empty while it is not. So this is said only by the next
+    -- call, which finds it empty.
+    return format('moved %s messages', coalesce(cardinality(v_moved), 0));
+end $f$;

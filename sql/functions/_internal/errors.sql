@@ -1,0 +1,105 @@
+-- Every error of class MQ is raised here and nowhere else.
+
+create or replace function mq._queue_not_found(queue text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ001',
+        message = pg_catalog.format('queue "%s" does not exist', _queue_not_found.queue),
+        hint = 'Create it with: select mq.create_queue(…). Names are case-sensitive; select * from mq.queues() lists them.';
+end $$;
+
+create or replace function mq._queue_exists(queue text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ002',
+        message = pg_catalog.format('queue "%s" already exists', _queue_exists.queue),
+        hint = 'Use if_not_exists => true to accept that, or mq.alter_queue to change its settings.';
+end $$;
+
+create or replace function mq._lease_lost(queue text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ003',
+        message = pg_catalog.format('the lease of this receipt is lost or was settled before, in queue "%s"', _lease_lost.queue),
+        hint = 'Its messages were, or will be, given to somebody else: roll back what was done for them. '
+            'A longer visibility_timeout, or mq.extend while working, avoids this.';
+end $$;
+
+create or replace function mq._malformed_receipt(queue text, receipt text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ004',
+        message = pg_catalog.format('not a receipt of queue "%s": "%s"', _malformed_receipt.queue,
+                                    pg_catalog.left(_malformed_receipt.receipt, 100)),
+        hint = 'Pass the receipt exactly as mq.dequeue returned it, with the name of the same queue.';
+end $$;
+
+create or replace function mq._queue_paused(queue text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ005',
+        message = pg_catalog.format('queue "%s" is paused', _queue_paused.queue),
+        hint = 'Resume it with: select mq.resume_queue(…).';
+end $$;
+
+create or replace function mq._too_many_claims() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ007',
+        message = 'this transaction has dequeued too often',
+        detail = 'Every claim keeps a lock until the transaction ends; at most 1000 are allowed.',
+        hint = 'Commit after each dequeue, or ask for more messages at a time with n.';
+end $$;
+
+create or replace function mq._not_yet(feature text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'feature_not_supported',
+        message = pg_catalog.format('%s is not supported by this version of mq', _not_yet.feature),
+        hint = 'Leave it at its default; mq.version() says what is installed.';
+end $$;
+
+create or replace function mq._invalid(argument text, detail text, hint text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'invalid_parameter_value',
+        message = pg_catalog.format('invalid value for argument "%s"', _invalid.argument),
+        detail = _invalid.detail,
+        hint = _invalid.hint;
+end $$;
+
+create or replace function mq._null_argument(argument text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'null_value_not_allowed',
+        message = pg_catalog.format('argument "%s" must not be null', _null_argument.argument),
+        hint = 'A JSON null is written ''null''::jsonb.';
+end $$;
+
+create or replace function mq._wrong_isolation(caller text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'feature_not_supported',
+        message = pg_catalog.format('mq.%s needs a READ COMMITTED transaction', _wrong_isolation.caller),
+        detail = 'The snapshot of this transaction is too old to see what other consumers were given.',
+        hint = 'Call it in a transaction begun with: begin isolation level read committed.';
+end $$;
+
+create or replace function mq._snapshot_too_old() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'serialization_failure',
+        message = 'could not settle: the lease is newer than the snapshot of this transaction',
+        hint = 'Retry the transaction.';
+end $$;

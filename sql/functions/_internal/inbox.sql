@@ -1,0 +1,43 @@
+-- The COPY target. The rows of a statement go on from its transition table, one insert per queue; what was copied
+-- stays behind in the unlogged table until upkeep truncates it.
+create or replace function mq._deliver_inbox() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    i          record;
+    q          record;
+    v_register bigint;
+begin
+    for i in select r.queue, bool_or(r.deliver_at is not null) as deferred from arrived as r group by r.queue order by r.queue loop
+        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = i.queue;
+        if not found then
+            perform mq._queue_not_found(i.queue);
+        elsif q.home_relation <> 'mq.queue'::regclass::oid then
+            perform mq._repair(q.queue_id);
+        end if;
+        v_register := pg_sequence_last_value(q.register);
+        execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers)'
+            ' select nextval($1), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= clock_timestamp())'
+            using q.msg_ids, i.queue;
+        if i.deferred then
+            execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers)'
+                ' select nextval($1), r.deliver_at, r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > clock_timestamp()'
+                using q.msg_ids, i.queue;
+        end if;
+        perform mq._notify(q.queue_id, i.queue, q.notify, q.notified);
+    end loop;
+    return null;
+end $$;
+
+create or replace trigger deliver after insert on mq.inbox
+    referencing new table as arrived for each statement execute function mq._deliver_inbox();
+
+create or replace function mq._empty_inbox() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_relation_size('mq.inbox') > 0 then
+        truncate mq.inbox;
+    end if;
+exception
+    when lock_not_available then
+        null;       -- somebody is copying, or a dump reads it: next time
+end $$;

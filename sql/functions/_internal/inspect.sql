@@ -1,0 +1,54 @@
+-- Every message of a slot that is not finally settled, for people and for repair; reads the whole slot.
+--
+-- What a message is now: its newest place. Messages behind the cursor are ready; those of a block are ready until a
+-- lease covers them; those of a lease are leased until a settlement names them or ends it.
+create or replace function mq._unsettled(queue_id int, slot int)
+returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb, history jsonb)
+language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $f$
+begin
+    return query execute replace($x$
+        with leased as materialized (
+            select m.xid, m.msg_id, m.lane, l.block_no, l.head_slice, l.head_part, l.leased_until
+            from mq.lease_{t} as l
+            join mq.block_{t} as b using (subscription, lane, block_no)
+            cross join lateral (
+                select x.xid, x.msg_id, x.lane from mq.log_{t} as x
+                where x.lane = case when l.slice < b.born then -1 - l.lane else l.lane end and (x.xid, x.msg_id) >= (l.first_xid, l.first_id)
+                order by x.lane, x.xid, x.msg_id limit l.n) as m),
+        fate as materialized (
+            select s.block_no, s.slice, s.part, bool_or(s.final and s.msg_ids is null) as whole,
+                   (array_agg(s.leased_until order by s.seq desc) filter (where s.leased_until is not null))[1] as leased_until,
+                   (select range_agg(r) from mq.settlement_{t} as y, unnest(y.msg_ids) as r
+                    where y.block_no = s.block_no and y.slice = s.slice and y.part = s.part) as msg_ids
+            from mq.settlement_{t} as s group by s.block_no, s.slice, s.part)
+        select g.msg_id, case when l.msg_id is null then 'ready' else 'leased' end, g.attempt::int, g.enqueued_at,
+               coalesce(f.leased_until, l.leased_until), g.payload, g.headers, g.history
+        from mq.log_{t} as g
+        left join leased as l on l.lane = g.lane and l.xid = g.xid and l.msg_id = g.msg_id
+        left join fate as f on f.block_no = l.block_no and f.slice = l.head_slice and f.part = l.head_part
+        where not coalesce(f.whole, false) and not coalesce(g.msg_id <@ f.msg_ids, false)
+        $x$, '{t}', _unsettled.queue_id || '_' || _unsettled.slot);
+end $f$;
+
+-- All messages of a queue that are not settled, wherever they are.
+create or replace function mq._messages(q mq.queue)
+returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+begin
+    for v_slot in
+        select s.slot from mq.segment as s where s.queue_id = q.queue_id and s.drained_at is null
+        union select (pg_sequence_last_value(q.register) & 65535)::int
+    loop
+        return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers
+                     from mq._unsettled(q.queue_id, v_slot) as u;
+    end loop;
+    for v_slot in 0 .. 1 loop
+        return query execute format(
+            'select w.msg_id, case when w.due_at <= clock_timestamp() then ''ready'' else ''deferred'' end, w.attempt, w.enqueued_at, w.due_at, '
+            'null::timestamptz, w.payload, w.headers from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
+    end loop;
+    return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers
+                 from mq.survivor as s where s.queue_id = q.queue_id;
+end $$;

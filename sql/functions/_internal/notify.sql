@@ -1,0 +1,45 @@
+-- NOTIFY takes a lock of the whole cluster at commit, so mq sends as few as will do.
+--
+-- A consumer that waits holds a shared session lock (mq.listen). A producer tests it after its insert, by trying the
+-- exclusive one: taken at once and given back means that nobody waits. Who waits is always notified. A consumer that
+-- registers polls until every transaction that may have tested before is over, so no wake-up is lost.
+--
+-- Where nobody registered, there may still be a plain LISTEN. It is notified at most every 100 ms, until somebody has
+-- opened a block since (so it is awake and drained what was there): then the next message notifies again, unless a
+-- concurrent transaction is about to.
+create or replace function mq._notify(queue_id int, queue text, mode text, notified regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c_class constant int := ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
+    v_key   int;
+    v_last  bigint;
+    v_now   bigint;
+begin
+    if _notify.mode = 'never' then
+        return;
+    elsif _notify.mode = 'auto' then
+        v_key := (hashint8extended(-4, _notify.queue_id::bigint * 16777216) & 2147483647)::int;
+        if pg_try_advisory_lock(c_class, v_key) then
+            perform pg_advisory_unlock(c_class, v_key);
+            v_last := pg_sequence_last_value(_notify.notified);
+            v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
+            if abs(v_now - v_last / 2) < 100
+                and (v_last % 2 = 0 or not pg_try_advisory_xact_lock(c_class, mq._lock_key(_notify.queue_id, -5)))
+            then
+                return;
+            end if;
+            perform setval(_notify.notified, v_now * 2);
+        end if;
+    end if;
+    perform pg_notify('mq_' || _notify.queue, '');
+end $$;
+
+create or replace function mq._answered(notified regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_last bigint := pg_sequence_last_value(_answered.notified);
+begin
+    if v_last % 2 = 0 then
+        perform setval(_answered.notified, v_last + 1);
+    end if;
+end $$;

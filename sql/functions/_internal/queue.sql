@@ -1,0 +1,95 @@
+-- Checks the settings of a queue; null stands for "unchanged".
+create or replace function mq._check_settings(mode text, visibility_timeout interval, max_attempts int, retry_backoff interval,
+                                              retry_backoff_max interval, retention interval, notify text, segment_age interval, segment_bytes bigint)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if mode = 'transaction' then
+        perform mq._not_yet('mode "transaction"');
+    elsif mode <> 'lease' then
+        perform mq._invalid('mode', format('"%s" is not a mode.', mode), 'Use ''lease''.');
+    end if;
+    perform mq._check_timeout(_check_settings.visibility_timeout);
+    if max_attempts not between 1 and 32000 then
+        perform mq._invalid('max_attempts', format('%s is not between 1 and 32000.', max_attempts), 'A message is tried at least once.');
+    end if;
+    if retry_backoff < '0' or retry_backoff > '10 years' then
+        perform mq._invalid('retry_backoff', format('%s is not between 0 and 10 years.', retry_backoff), 'Give an interval, such as ''1 second''.');
+    end if;
+    if retry_backoff_max < '0' or retry_backoff_max > '10 years' then
+        perform mq._invalid('retry_backoff_max', format('%s is not between 0 and 10 years.', retry_backoff_max), 'Give an interval, such as ''1 hour''.');
+    end if;
+    if retention > '0' then
+        perform mq._not_yet('retention above 0');
+    elsif retention < '0' then
+        perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
+    end if;
+    if notify not in ('auto', 'always', 'never') then
+        perform mq._invalid('notify', format('"%s" is not a notify mode.', notify), 'Use ''auto'', ''always'' or ''never''.');
+    end if;
+    if segment_age <= '0' or segment_age > '10 years' then
+        perform mq._invalid('segment_age', format('%s is not between 0 and 10 years.', segment_age), 'Give an interval, such as ''1 hour''.');
+    end if;
+    if segment_bytes < 65536 then
+        perform mq._invalid('segment_bytes', format('%s is less than 65536.', segment_bytes), 'Give a number of bytes, such as 268435456.');
+    end if;
+end $$;
+
+create or replace function mq._check_timeout(visibility_timeout interval) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if visibility_timeout <= '0' or visibility_timeout > '10 years' then
+        perform mq._invalid('visibility_timeout', format('%s is not above 0 and at most 10 years.', visibility_timeout),
+                            'Give an interval, such as ''30 seconds''.');
+    end if;
+end $$;
+
+create or replace function mq._system_identifier() returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select s.system_identifier from pg_control_system() as s);
+exception
+    when insufficient_privilege then    -- some managed services keep it to themselves; the relation's oid remains
+        return 0;
+end $$;
+
+-- The row of a queue, for functions that are not on the hot path.
+create or replace function mq._queue(queue text) returns mq.queue
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    q mq.queue;
+begin
+    select * into q from mq.queue as x where x.name = _queue.queue;
+    if not found then
+        perform mq._queue_not_found(_queue.queue);
+    end if;
+    if q.home_relation <> 'mq.queue'::regclass::oid then
+        perform mq._repair(q.queue_id);
+        select * into q from mq.queue as x where x.name = _queue.queue;
+    end if;
+    return q;
+end $$;
+
+-- When to deliver: null for at once.
+create or replace function mq._due_at(delay interval, deliver_at timestamptz) returns timestamptz
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if delay is not null and deliver_at is not null then
+        perform mq._invalid('deliver_at', 'Both delay and deliver_at are given.', 'Give one of them.');
+    end if;
+    if delay < '0' or delay > '100 years' then
+        perform mq._invalid('delay', format('%s is not between 0 and 100 years.', delay), 'Give an interval, such as ''5 minutes''.');
+    end if;
+    if deliver_at is not null and (not isfinite(deliver_at) or deliver_at > now() + interval '100 years') then
+        perform mq._invalid('deliver_at', format('%s is not within 100 years.', deliver_at), 'Give a timestamp with time zone.');
+    end if;
+    return case when delay > '0' then clock_timestamp() + delay when deliver_at > clock_timestamp() then deliver_at end;
+end $$;
+
+-- Options of enqueue that come with later versions.
+create or replace function mq._check_options(priority int, ordering_key text, dedup_key text, ttl interval) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform mq._not_yet(case when priority is not null then 'priority' when ordering_key is not null then 'ordering_key'
+                             when dedup_key is not null then 'dedup_key' else 'ttl' end)
+    where priority is not null or ordering_key is not null or dedup_key is not null or ttl is not null;
+end $$;

@@ -1,0 +1,28 @@
+-- A receipt names one lease: queue.slot.subscription.lane.block.slice.part.xid.token. Positions are used again after a
+-- rollback or a crash, and slots after a rotation; the token, which the lease row stores, is not.
+create or replace function mq._parse_receipt(queue text, queue_id int, receipt text, out slot int, out subscription smallint,
+                                             out lane smallint, out block_no bigint, out slice int, out part int, out xid xid8, out token uuid)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v text[];
+begin
+    if receipt is null then
+        perform mq._null_argument('receipt');
+    end if;
+    -- Integers before they reach any SQL text.
+    if receipt !~ '^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,18}\.[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,18}\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
+        perform mq._malformed_receipt(_parse_receipt.queue, _parse_receipt.receipt);
+    end if;
+    v := string_to_array(receipt, '.');
+    if v[1]::int <> _parse_receipt.queue_id then
+        perform mq._malformed_receipt(_parse_receipt.queue, _parse_receipt.receipt);
+    end if;
+    slot := v[2];
+    subscription := v[3];
+    lane := v[4];
+    block_no := v[5];
+    slice := v[6];
+    part := v[7];
+    xid := v[8];
+    token := v[9];
+end $$;

@@ -1,0 +1,33 @@
+-- Registers: sequences that hold one number of a queue each. They are read without a snapshot (a transaction of any
+-- age sees the newest value), cost a microsecond, leave no dead versions, and are not undone by a rollback: what is
+-- written there must be true whether or not the writer commits.
+--
+-- register_<q> says where messages go and come from, written only under the queue's upkeep lock:
+--   bits  0-15  slot of the open segment: producers append there
+--   bits 16-31  slot of the oldest segment that may have something to claim
+--   bit  32     which of the two deferral sets is open
+--   bit  33     the other deferral set still holds something
+-- notified_<q> is when an unregistered listener was last notified, in milliseconds, times two; plus one once somebody
+-- has opened a block since (see _internal/notify.sql).
+
+create or replace function mq._set_register(register regclass, open_slot int, head_slot int, generation int, old_alive boolean)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform setval(_set_register.register,
+                   open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
+                   | (old_alive::int::bigint << 33));
+end $$;
+
+-- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is
+-- a slice; -1 a lane, -2 promotion, -3 upkeep, -4 "somebody waits", -5 "somebody notifies", -6 the sweep.
+create or replace function mq._lock_class() returns int
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
+end $$;
+
+create or replace function mq._lock_key(queue_id int, no int) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (hashint8extended(_lock_key.no, _lock_key.queue_id::bigint * 16777216) & 2147483647)::int;
+end $$;

@@ -1,0 +1,212 @@
+-- The life of a segment: open, closed (a newer one is open), sealed (insert fence on), exhausted (nothing left to
+-- claim), drained (nothing left to settle), gone (its slot truncated and free). All under the queue's upkeep lock, in
+-- small steps with a short lock_timeout; a step that finds a lock taken is tried again next time.
+
+-- A slot that the next segment can use: free, and made by a transaction that is over. Makes one ahead if none is left.
+create or replace function mq._free_slot(queue_id int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+begin
+    select s.slot into v_slot from mq.slot as s
+    where s.queue_id = _free_slot.queue_id and s.made_by <> pg_current_xact_id()
+      and s.slot <> (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = _free_slot.queue_id)
+      and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
+    order by s.slot limit 1;
+    return v_slot;
+end $$;
+
+create or replace function mq._make_spare_slot(queue_id int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+begin
+    if exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id
+               and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)) then
+        return null;
+    end if;
+    select min(x) into v_slot from generate_series(1, 65535) as x
+    where not exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id and s.slot = x);
+    perform mq._create_slot(_make_spare_slot.queue_id, v_slot);
+    return v_slot;
+end $$;
+
+-- Opens the next segment. The register is not transactional: from here on producers write to the new slot, whether or
+-- not this transaction commits; _mend_segments makes the catalogue say so if it does not.
+create or replace function mq._rotate(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    q        mq.queue;
+    v_slot   int := mq._free_slot(_rotate.queue_id);
+    v_value  bigint;
+begin
+    if v_slot is null then
+        return false;
+    end if;
+    select * into q from mq.queue as x where x.queue_id = _rotate.queue_id;
+    v_value := pg_sequence_last_value(q.register);
+    insert into mq.segment (queue_id, segment, slot)
+    select _rotate.queue_id, coalesce(max(s.segment), 0) + 1, v_slot from mq.segment as s where s.queue_id = _rotate.queue_id;
+    update mq.segment as s set closed_at = clock_timestamp()
+    where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
+    update mq.slot as s set freed_at = null where s.queue_id = _rotate.queue_id and s.slot = v_slot;
+    perform setval(q.register, (v_value & ~65535::bigint) | v_slot);
+    return true;
+end $$;
+
+-- After a rotation that was rolled back, the register is ahead of the catalogue.
+create or replace function mq._mend_segments(queue_id int, register regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_open int := pg_sequence_last_value(_mend_segments.register) & 65535;
+begin
+    if exists (select from mq.segment as s where s.queue_id = _mend_segments.queue_id and s.slot = v_open) then
+        return;
+    end if;
+    insert into mq.segment (queue_id, segment, slot)
+    select _mend_segments.queue_id, coalesce(max(s.segment), 0) + 1, v_open from mq.segment as s where s.queue_id = _mend_segments.queue_id;
+    update mq.segment as s set closed_at = clock_timestamp()
+    where s.queue_id = _mend_segments.queue_id and s.slot <> v_open and s.closed_at is null;
+end $$;
+
+-- The lock waits for writers that are still in flight. After it, no transaction can add a row to this segment.
+create or replace function mq._seal(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute format('lock table mq.log_%1$s_%2$s in share row exclusive mode', _seal.queue_id, _seal.slot);
+    execute format('alter table mq.log_%1$s_%2$s enable always trigger sealed', _seal.queue_id, _seal.slot);
+    update mq.segment as s set sealed_at = clock_timestamp() where s.queue_id = _seal.queue_id and s.slot = _seal.slot;
+end $$;
+
+-- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the newest
+-- block leased. It stays so, so the register may skip the segment whether or not this transaction commits.
+create or replace function mq._is_exhausted(queue_id int, slot int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_done boolean;
+begin
+    execute replace($x$
+        select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur, true, false), true)
+           and coalesce(cardinality(b.counts), 0) = (select count(*) from mq.lease_{t} as l
+                where l.subscription = 1 and l.lane = 0 and l.block_no = b.block_no and l.rest = 0)
+        from (select 1) as one
+        left join lateral (select * from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
+                           order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b on true
+        $x$, '{t}', _is_exhausted.queue_id || '_' || _is_exhausted.slot) into v_done;
+    return v_done;
+end $$;
+
+-- Nothing left to settle. Asked only when exhausted: then no new block and no new lease can appear.
+create or replace function mq._is_drained(queue_id int, slot int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_done boolean;
+begin
+    execute replace($x$
+        select not exists (
+            select from (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
+                         order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
+            cross join lateral (select unnest(b.laggards) as no union all select generate_series(b.low_block, b.block_no)) as y
+            where not mq._is_settled_{t}(1::smallint, 0::smallint, y.no))
+        $x$, '{t}', _is_drained.queue_id || '_' || _is_drained.slot) into v_done;
+    return v_done;
+end $$;
+
+-- What is still leased, long after all else is done, moves out of the segment with its receipts.
+create or replace function mq._move_survivors(queue_id int, slot int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_count int;
+begin
+    execute replace($x$
+        insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, history)
+        select $1, l.token, m.msg_id, l.until, m.enqueued_at, m.attempt, m.payload, m.headers, m.history
+        from (
+            select x.block_no, x.slice, x.part, x.token,
+                   coalesce((select s.leased_until from mq.settlement_{t} as s
+                             where s.subscription = 1 and s.lane = 0 and s.block_no = x.block_no and s.slice = x.slice and s.part = x.part
+                               and s.leased_until is not null order by s.seq desc limit 1), x.leased_until) as until
+            from (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
+                  order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
+            cross join lateral (select unnest(b.laggards) as no union all select generate_series(b.low_block, b.block_no)) as y
+            cross join lateral (select * from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.no) as x
+            where x.slice = x.head_slice and x.part = x.head_part
+              and not exists (select from mq.settlement_{t} as s where s.subscription = 1 and s.lane = 0 and s.block_no = x.block_no
+                                and s.slice = x.slice and s.part = x.part and s.final)
+            limit 1000) as l
+        cross join lateral mq._settle_{t}(1::smallint, 0::smallint, l.block_no, l.slice, l.part, l.token, 'moved', null) as m
+        $x$, '{t}', _move_survivors.queue_id || '_' || _move_survivors.slot) using _move_survivors.queue_id;
+    get diagnostics v_count = row_count;
+    return v_count;
+end $$;
+
+-- Gives the slot back. TRUNCATE waits for whoever still reads it, at most for the lock_timeout of the caller.
+create or replace function mq._free(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_delivered bigint;
+    v_settled   bigint;
+begin
+    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode',
+                   _free.queue_id, _free.slot);
+    execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _free.queue_id, _free.slot)
+        into v_delivered;
+    execute format('select sum(l.total) from mq.settlement_%1$s_%2$s as s join mq.lease_%1$s_%2$s as l using (subscription, lane, block_no, slice, part) '
+                   'where s.final and s.outcome = ''acked''', _free.queue_id, _free.slot)
+        into v_settled;
+    update mq.tally as y set delivered = y.delivered + coalesce(v_delivered, 0), settled = y.settled + coalesce(v_settled, 0)
+    where y.queue_id = _free.queue_id;
+    execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
+    execute format('alter table mq.log_%1$s_%2$s disable trigger sealed', _free.queue_id, _free.slot);
+    delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
+    update mq.slot as s set freed_at = clock_timestamp() where s.queue_id = _free.queue_id and s.slot = _free.slot;
+end $$;
+
+create or replace function mq._drop_slot(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_routine regprocedure;
+begin
+    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
+    for v_routine in
+        select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
+          and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')
+          and p.proname !~ '^_(is_due|promote|next_due|waiting)_'
+    loop
+        execute format('drop function %s', v_routine);
+    end loop;
+    delete from mq.slot as s where s.queue_id = _drop_slot.queue_id and s.slot = _drop_slot.slot;
+end $$;
+
+create or replace function mq._wants_rotation(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    q       mq.queue;
+    v_slot  int;
+    v_since timestamptz;
+    v_rows  boolean;
+begin
+    select * into q from mq.queue as x where x.queue_id = _wants_rotation.queue_id;
+    select s.slot, s.opened_at into v_slot, v_since from mq.segment as s
+    where s.queue_id = q.queue_id and s.closed_at is null order by s.segment desc limit 1;
+    execute format('select exists (select from mq.log_%s_%s)', q.queue_id, v_slot) into v_rows;
+    return v_rows and (v_since < clock_timestamp() - q.segment_age
+        or (select sum(pg_total_relation_size(format('mq.%s_%s_%s', t, q.queue_id, v_slot)::regclass))
+            from unnest(array['log', 'block', 'lease', 'settlement']) as t) > q.segment_bytes);
+end $$;
+
+-- Lets consumers skip segments that have nothing left to claim.
+create or replace function mq._advance_head(queue_id int, register regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_value bigint := pg_sequence_last_value(_advance_head.register);
+    v_head  int;
+begin
+    select s.slot into v_head from mq.segment as s
+    where s.queue_id = _advance_head.queue_id and s.exhausted_at is null and s.slot <> v_value & 65535
+    order by s.segment limit 1;
+    v_head := coalesce(v_head, (v_value & 65535)::int);
+    if v_head <> (v_value >> 16) & 65535 then
+        perform setval(_advance_head.register, (v_value & ~(65535::bigint << 16)) | (v_head::bigint << 16));
+    end if;
+end $$;

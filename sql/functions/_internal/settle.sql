@@ -1,0 +1,85 @@
+-- Settles a lease, or some messages of it, and returns them; an empty array: the lease is lost or was settled before.
+create or replace function mq._settle(queue text, queue_id int, receipt text, outcome text, msg_ids bigint[]) returns mq._taken[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    r       record;
+    v_taken mq._taken[];
+begin
+    r := mq._parse_receipt(_settle.queue, _settle.queue_id, _settle.receipt);
+    if exists (select from mq.slot as s where s.queue_id = _settle.queue_id and s.slot = r.slot) then
+        execute 'select array_agg(x) from mq._settle_' || _settle.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6, $7, $8) as x'
+            into v_taken using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, _settle.outcome, _settle.msg_ids;
+    end if;
+    if v_taken is null then
+        with gone as (
+            delete from mq.survivor as s
+            where s.queue_id = _settle.queue_id and s.token = r.token
+              and (_settle.msg_ids is null or s.msg_id = any (_settle.msg_ids))
+            returning s.*)
+        select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome)::mq._taken)
+          into v_taken from gone as g;
+    end if;
+    -- Not there for this snapshot: it may have been leased after it was taken.
+    if v_taken is null and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+        and not pg_visible_in_snapshot(r.xid, pg_current_snapshot())
+        and r.xid is distinct from pg_current_xact_id_if_assigned()
+    then
+        perform mq._snapshot_too_old();
+    end if;
+    return coalesce(v_taken, '{}');
+end $$;
+
+-- The common way of it, for ack and dequeue(ack): a whole lease that nothing happened to yet. Returns how many.
+create or replace function mq._ack(queue text, queue_id int, receipt text) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    r       record;
+    v_count int;
+begin
+    r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
+    if exists (select from mq.slot as s where s.queue_id = _ack.queue_id and s.slot = r.slot) then
+        execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6)'
+            into v_count using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token;
+        if v_count is not null then
+            return v_count;
+        end if;
+    end if;
+    return cardinality(mq._settle(_ack.queue, _ack.queue_id, _ack.receipt, 'acked', null));
+end $$;
+
+-- What becomes of messages that were taken back: those that may be tried again are returned, with the attempt counted
+-- and the history longer by one; the others are buried. A hole was never delivered, so nothing is counted.
+create or replace function mq._take_back(queue_id int, max_attempts int, taken mq._taken[], reason text, bury boolean default false)
+returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_again mq._taken[];
+begin
+    with t as materialized (
+        select x.*, x.outcome = 'hole' as hole,
+               coalesce(x.history, '[]') || jsonb_strip_nulls(jsonb_build_object(
+                   'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
+        from unnest(_take_back.taken) as x),
+    dead as (
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers)
+        select _take_back.queue_id, t.msg_id, t.enqueued_at, t.attempt,
+               coalesce(_take_back.reason, case when _take_back.bury then 'rejected' when t.outcome = 'expired' then 'lease expired' else 'out of attempts' end),
+               t.longer, t.payload, t.headers
+        from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
+        on conflict do nothing)
+    select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
+                      case when t.hole then t.history else t.longer end, null)::mq._taken)
+      into v_again
+    from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
+    return coalesce(v_again, '{}');
+end $$;
+
+-- How long attempt number n waits before the next: exponential, capped, with half of it at random so that what failed
+-- together does not come back together.
+create or replace function mq._backoff(attempt int, backoff interval, backoff_max interval) returns interval
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return least(_backoff.backoff_max, _backoff.backoff * power(2::float8, least(_backoff.attempt - 1, 40))) * (0.5 + random() / 2);
+exception
+    when datetime_field_overflow or numeric_value_out_of_range then     -- 2^40 times a long interval
+        return _backoff.backoff_max;
+end $$;

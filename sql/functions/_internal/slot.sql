@@ -1,0 +1,129 @@
+-- A slot is the four insert-only tables of one segment. It is filled, drained, truncated and used again.
+create or replace function mq._create_slot(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    execute replace($x$
+    create table mq.log_{t} (
+        msg_id      bigint not null,
+        xid         xid8 not null default pg_current_xact_id(),     -- lanes below 0: the block it was born in
+        enqueued_at timestamptz not null default clock_timestamp(),
+        lane        smallint not null default 0,
+        attempt     smallint not null default 1,
+        payload     jsonb not null,
+        headers     jsonb,
+        history     jsonb
+    ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+    create index log_{t}_order on mq.log_{t} (lane, xid, msg_id);
+
+    -- What a lane's cursor advanced by, cut into slices of the opener's n. The newest block of a lane is the cursor.
+    create table mq.block_{t} (
+        subscription smallint not null,
+        lane         smallint not null,
+        block_no     bigint not null,
+        xid          xid8 not null,         -- who opened it: nobody else can see it before that transaction ends
+        prev         pg_snapshot not null,  -- all that is visible here is in this block or an earlier one
+        cur          pg_snapshot,           -- the window this block ended inside; null: the window is used up
+        next_xid     xid8,                  -- where it goes on inside that window
+        next_id      bigint,
+        born         int not null,          -- the first so many slices are of messages born in this block
+        first_xids   xid8[] not null,       -- per slice: its first message, and how many there are
+        first_ids    bigint[] not null,
+        counts       int[] not null,
+        low_block    bigint not null,       -- every block before this one is settled, or a laggard
+        laggards     bigint[] not null,
+        constraint block_{t}_pkey primary key (subscription, lane, block_no)
+    ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+    alter table mq.block_{t} alter first_xids set storage plain, alter first_ids set storage plain,
+        alter counts set storage plain, alter laggards set storage plain;
+
+    -- Part of a slice under lease. Rows of one lease share the head, which the receipt names. The newest part of a
+    -- slice is the slice's own cursor: rest messages, from (rest_xid, rest_id) on, are still free.
+    create table mq.lease_{t} (
+        subscription smallint not null,
+        lane         smallint not null,
+        block_no     bigint not null,
+        slice        int not null,
+        part         int not null,
+        head_slice   int not null,
+        head_part    int not null,
+        n            int not null,
+        total        int not null,          -- of the whole lease
+        rest         int not null,
+        first_id     bigint not null,
+        rest_id      bigint,
+        first_xid    xid8 not null,
+        rest_xid     xid8,
+        leased_until timestamptz not null,
+        token        uuid not null,
+        constraint lease_{t}_pkey primary key (subscription, lane, block_no, slice, part)
+    ) with (autovacuum_enabled = false);
+
+    -- What became of a lease. Whoever inserts the next seq first wins.
+    create table mq.settlement_{t} (
+        subscription smallint not null,
+        lane         smallint not null,
+        block_no     bigint not null,
+        slice        int not null,
+        part         int not null,
+        seq          int not null,
+        final        boolean not null,
+        outcome      text not null,
+        msg_ids      int8multirange,        -- null: all that was left
+        leased_until timestamptz,           -- outcome "extended"
+        constraint settlement_{t}_pkey primary key (subscription, lane, block_no, slice, part, seq)
+    ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+
+    -- The insert fence, switched on when the segment is sealed.
+    create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
+    alter table mq.log_{t} disable trigger sealed;
+    $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
+    insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
+    perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
+end $f$;
+
+-- The functions that read a slot on the hot path, generated so that they are static SQL with cached plans. They carry
+-- no settings of their own: dequeue, ack and the other entry points pin search_path and the planner for them.
+create or replace function mq._create_slot_functions(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_template text;
+begin
+    foreach v_template in array array[
+        mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
+    loop
+        execute replace(replace(replace(replace(replace(v_template,
+            '{t}', _create_slot_functions.queue_id || '_' || _create_slot_functions.slot),
+            '{q}', _create_slot_functions.queue_id::text),
+            '{k}', _create_slot_functions.slot::text),
+            '{seed}', (_create_slot_functions.queue_id::bigint * 16777216 + _create_slot_functions.slot * 256 + 1)::text),
+            '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
+    end loop;
+    perform mq._shut('_' || _create_slot_functions.queue_id || '_' || _create_slot_functions.slot);
+end $f$;
+
+-- New functions can be executed by everybody; ours by nobody but the owner.
+create or replace function mq._shut(suffix text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_routine regprocedure;
+begin
+    for v_routine in
+        select p.oid from pg_proc as p
+        where p.pronamespace = 'mq'::regnamespace and right(p.proname, length(_shut.suffix)) = _shut.suffix
+          and (p.proacl is null or exists (select from aclexplode(p.proacl) as a where a.grantee = 0))
+    loop
+        execute format('revoke all on function %s from public', v_routine);
+    end loop;
+end $$;
+
+-- Makes the generated functions anew, after an upgrade changed what they are generated from.
+create or replace function mq._regenerate() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot mq.slot;
+begin
+    for v_slot in select * from mq.slot order by queue_id, slot loop
+        perform mq._create_slot_functions(v_slot.queue_id, v_slot.slot);
+    end loop;
+    perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
+end $$;

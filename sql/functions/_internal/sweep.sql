@@ -1,0 +1,49 @@
+-- Takes back what ran out, in all segments of a queue, at most about "most" messages; returns those to deliver again.
+-- One sweeper at a time; never called with a lane locked.
+create or replace function mq._sweep(queue_id int, max_attempts int, most int) returns mq._taken[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot  int;
+    v_taken mq._taken[];
+    v_all   mq._taken[] := '{}';
+begin
+    if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_sweep.queue_id, -6)) then
+        return '{}';
+    end if;
+    for v_slot in select s.slot from mq.segment as s where s.queue_id = _sweep.queue_id and s.drained_at is null order by s.segment loop
+        execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
+            into v_taken using _sweep.most - cardinality(v_all);
+        v_all := v_all || v_taken;
+        exit when cardinality(v_all) >= _sweep.most;
+    end loop;
+    with gone as (
+        delete from mq.survivor as s using (
+            select x.queue_id, x.token, x.msg_id from mq.survivor as x
+            where x.queue_id = _sweep.queue_id and x.leased_until < clock_timestamp()
+            order by x.queue_id, x.token, x.msg_id limit _sweep.most for update skip locked) as o
+        where s.queue_id = o.queue_id and s.token = o.token and s.msg_id = o.msg_id
+        returning s.*)
+    select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired')::mq._taken)
+      into v_all from gone as g;
+    if cardinality(v_all) = 0 then
+        return v_all;
+    end if;
+    return mq._take_back(_sweep.queue_id, _sweep.max_attempts, v_all, null);
+end $$;
+
+-- Whether a sweep would find a lease that ran out. Looks at a bounded number, writes nothing.
+create or replace function mq._is_stale(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot  int;
+    v_stale boolean;
+begin
+    for v_slot in select s.slot from mq.segment as s where s.queue_id = _is_stale.queue_id and s.drained_at is null order by s.segment loop
+        execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, 4096))'
+            into v_stale;
+        if v_stale then
+            return true;
+        end if;
+    end loop;
+    return exists (select from mq.survivor as s where s.queue_id = _is_stale.queue_id and s.leased_until < clock_timestamp());
+end $$;

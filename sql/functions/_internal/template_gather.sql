@@ -1,0 +1,82 @@
+-- _gather_<slot>: one lease over parts of several slices, or over part of a slice that is bigger than n. Takes the
+-- given slices in order, as far as their locks are free; each is looked at with a snapshot newer than its lock.
+create or replace function mq._template_gather() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+create or replace function mq._gather_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slices int[], p_own boolean, p_had boolean, p_n int, p_vt interval)
+returns setof mq.delivery language plpgsql as $$
+declare
+    c_class  constant int := {class};
+    b        record;
+    l        record;
+    g        int;
+    v_left   int := p_n;
+    v_take   int;
+    v_xid    xid8;
+    v_id     bigint;
+    v_free   int;
+    v_rest   record;
+    v_token  uuid := gen_random_uuid();
+    v_until  timestamptz;
+    a_slice  int[];     a_part  int[];      a_n      int[];
+    a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
+    a_rest_xid xid8[];  a_rest_id bigint[];
+begin
+    select x.born, x.first_xids, x.first_ids, x.counts into b from mq.block_{t} as x
+    where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
+    foreach g in array p_slices loop
+        exit when v_left = 0;
+        continue when not p_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
+        select x.part, x.rest, x.rest_xid, x.rest_id into l from mq.lease_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
+        order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
+        continue when l.rest = 0;
+        if p_had and not p_own then
+            perform mq._count_claim();
+        end if;
+        v_free := coalesce(l.rest, b.counts[g + 1]);
+        v_xid := coalesce(l.rest_xid, b.first_xids[g + 1]);
+        v_id := coalesce(l.rest_id, b.first_ids[g + 1]);
+        v_take := least(v_left, v_free);
+        v_rest := null;
+        if v_take < v_free then
+            select x.xid, x.msg_id into v_rest from mq.log_{t} as x
+            where x.lane = case when g < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (v_xid, v_id)
+            order by x.lane, x.xid, x.msg_id offset v_take limit 1;
+            a_rest_xid := a_rest_xid || v_rest.xid;
+            a_rest_id := a_rest_id || v_rest.msg_id;
+        else
+            a_rest_xid := a_rest_xid || null::xid8;
+            a_rest_id := a_rest_id || null::bigint;
+        end if;
+        a_slice := a_slice || g;
+        a_part := a_part || coalesce(l.part + 1, 0);
+        a_n := a_n || v_take;
+        a_rest := a_rest || (v_free - v_take);
+        a_xid := a_xid || v_xid;
+        a_id := a_id || v_id;
+        v_left := v_left - v_take;
+    end loop;
+    if a_slice is null then
+        return;
+    end if;
+    v_until := clock_timestamp() + p_vt;
+    insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
+                              first_id, rest_id, first_xid, rest_xid, leased_until, token)
+    select p_sub, p_lane, p_block_no, u.slice, u.part, a_slice[1], a_part[1], u.n, p_n - v_left, u.rest,
+           u.id, u.rest_id, u.xid, u.rest_xid, v_until, v_token
+    from unnest(a_slice, a_part, a_n, a_rest, a_xid, a_id, a_rest_xid, a_rest_id) as u (slice, part, n, rest, xid, id, rest_xid, rest_id);
+    return query
+        select m.msg_id,
+               '{q}.{k}.' || p_sub || '.' || p_lane || '.' || p_block_no || '.' || a_slice[1] || '.' || a_part[1] || '.'
+                   || pg_current_xact_id()::text || '.' || v_token::text,
+               m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
+        from unnest(a_slice, a_n, a_xid, a_id) as u (slice, n, xid, id)
+        cross join lateral (
+            select * from mq.log_{t} as x
+            where x.lane = case when u.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (u.xid, u.id)
+            order by x.lane, x.xid, x.msg_id limit u.n) as m;
+end $$;
+    $x$;
+end $f$;

@@ -1,0 +1,198 @@
+-- _look_<slot>, _open_<slot>: is there anything behind the cursor, and the block that moves the cursor over it.
+create or replace function mq._template_open() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+-- Whether a block can be opened. Null: transaction ids ran backwards, so this is a copy of another cluster's data.
+create or replace function mq._look_{t}(p_lane smallint, p_prev pg_snapshot, p_cur pg_snapshot, p_fresh boolean, p_due boolean) returns boolean
+language plpgsql as $$
+declare
+    v_cur pg_snapshot;
+    r     record;
+begin
+    if not p_fresh then
+        return mq._is_due_{q}();
+    elsif p_cur is not null then
+        return true;            -- the last block ended inside its window, before a message that is there
+    end if;
+    v_cur := mq._snapshot();
+    if pg_snapshot_xmax(v_cur) < pg_snapshot_xmax(p_prev) then
+        return null;
+    end if;
+    r := mq._ranges(coalesce(p_prev, '1:1:'), v_cur, '0', 0);
+    return exists (
+            select from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
+            cross join lateral (
+                select from mq.log_{t} as l
+                where l.lane = p_lane and (l.xid, l.msg_id) >= (u.lo_xid, u.lo_id) and l.xid <= u.hi_xid
+                order by l.lane, l.xid, l.msg_id limit 1) as m)
+        or p_due and mq._is_due_{q}();
+end $$;
+
+-- Opens the next block: up to 64 slices of p_n, first of what is due again, then of what the window holds. Called with
+-- the lane locked. p_given are messages to be born in this block besides. False if there was nothing.
+--
+-- Each slice lies within one range of mq._ranges, so its first message and a count name it for good.
+create or replace function mq._open_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean, p_given mq._taken[]) returns boolean
+language plpgsql as $$
+declare
+    c_slices constant int := 64;
+    b          record;
+    r          record;
+    v_no       bigint;
+    v_born     int := 0;
+    v_rows     int;
+    v_prev     pg_snapshot;
+    v_cur      pg_snapshot;
+    v_xid      xid8;
+    v_id       bigint;
+    a_xids     xid8[];
+    a_ids      bigint[];
+    a_counts   int[];
+    v_want     int;
+    v_low      bigint;
+    v_laggards bigint[];
+    v_check    bigint;
+begin
+    select x.* into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    v_no := coalesce(b.block_no, 0) + 1;
+
+    -- Messages that are due again are appended to the log here, in a lane that windows do not read, under the number
+    -- of this block. Only into the open segment: with its log locked against sealing, the register cannot be stale.
+    if p_given is not null or p_due and mq._is_due_{q}() then
+        lock table mq.log_{t} in row exclusive mode;
+        if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
+            insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
+            select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
+            from (select * from unnest(p_given) union all
+                  select * from mq._promote_{q}(greatest(32 * p_n, 64))) as m;
+            get diagnostics v_rows = row_count;
+            if v_rows > 0 then
+                select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
+                  into a_xids, a_ids, a_counts, v_born
+                from (select l.xid, l.msg_id, row_number() over (order by l.lane, l.xid, l.msg_id) as rn from mq.log_{t} as l
+                      where l.lane = -1 - p_lane and l.xid = v_no::text::xid8) as x
+                where (x.rn - 1) % p_n = 0;
+            end if;
+        elsif p_given is not null then
+            return false;
+        end if;
+    end if;
+
+    -- The window, one snapshot for all reads of it.
+    v_prev := coalesce(b.prev, '1:1:');
+    v_cur := b.cur;
+    v_xid := b.next_xid;
+    v_id := b.next_id;
+    v_want := greatest(c_slices - v_born, 16);
+    if p_fresh then
+        if v_cur is null then
+            v_cur := mq._snapshot();
+            v_xid := '0';
+            v_id := 0;
+        end if;
+        r := mq._ranges(v_prev, v_cur, v_xid, v_id);
+        r := mq._slices_{t}(p_lane, p_n, v_want, r.lo_xids, r.lo_ids, r.hi_xids);
+        a_xids := a_xids || r.xids;
+        a_ids := a_ids || r.ids;
+        a_counts := a_counts || r.counts;
+        v_xid := r.next_xid;
+        v_id := r.next_id;
+        if v_xid is null then
+            v_prev := v_cur;    -- used up
+            v_cur := null;
+        end if;
+    end if;
+    if a_counts is null then
+        return false;
+    end if;
+
+    -- Marks for the sweep: it need not look at blocks before low_block, laggards aside. One block behind, most
+    -- leases are settled. A few checks a block keep up with the blocks.
+    v_low := coalesce(b.low_block, 1);
+    v_laggards := coalesce(b.laggards, '{}');
+    if cardinality(v_laggards) > 0 then
+        v_check := v_laggards[1];
+        v_laggards := v_laggards[2:];
+        if not mq._is_settled_{t}(p_sub, p_lane, v_check) then
+            v_laggards := v_laggards || v_check;
+        end if;
+    end if;
+    for v_round in 1 .. 2 loop
+        exit when v_low >= v_no - 1;
+        if not mq._is_settled_{t}(p_sub, p_lane, v_low) then
+            exit when cardinality(v_laggards) >= 64;
+            v_laggards := v_laggards || v_low;
+        end if;
+        v_low := v_low + 1;
+    end loop;
+
+    insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, born,
+                              first_xids, first_ids, counts, low_block, laggards)
+    values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id, v_born,
+            a_xids, a_ids, a_counts, v_low, v_laggards);
+    perform mq._answered('mq.notified_{q}');
+    return true;
+end $$;
+
+-- Cuts ranges of the log into up to p_want slices of p_n messages, and says where to go on if there is more.
+create or replace function mq._slices_{t}(p_lane smallint, p_n int, p_want int, p_lo_xids xid8[], p_lo_ids bigint[], p_hi_xids xid8[],
+    out xids xid8[], out ids bigint[], out counts int[], out next_xid xid8, out next_id bigint)
+language plpgsql as $$
+declare
+    f       record;
+    v_next  record;
+    v_count int;
+    v_max   constant int := p_want * p_n;
+    v_sum   int := 0;
+begin
+    if p_n = 1 then
+        select array_agg(m.xid), array_agg(m.msg_id), array_agg(1) into xids, ids, counts
+        from (select l.xid, l.msg_id
+              from unnest(p_lo_xids, p_lo_ids, p_hi_xids) as u (lo_xid, lo_id, hi_xid)
+              cross join lateral (
+                  select x.xid, x.msg_id from mq.log_{t} as x
+                  where x.lane = p_lane and (x.xid, x.msg_id) >= (u.lo_xid, u.lo_id) and x.xid <= u.hi_xid
+                  order by x.lane, x.xid, x.msg_id limit p_want + 1) as l
+              limit p_want + 1) as m;
+        if cardinality(ids) > p_want then
+            next_xid := xids[p_want + 1];
+            next_id := ids[p_want + 1];
+            xids := xids[:p_want];
+            ids := ids[:p_want];
+            counts := counts[:p_want];
+        end if;
+        return;
+    end if;
+    for i in 1 .. coalesce(cardinality(p_lo_xids), 0) loop
+        select x.xid, x.msg_id into f from mq.log_{t} as x
+        where x.lane = p_lane and (x.xid, x.msg_id) >= (p_lo_xids[i], p_lo_ids[i]) and x.xid <= p_hi_xids[i]
+        order by x.lane, x.xid, x.msg_id limit 1;
+        while f.xid is not null loop
+            -- Short slices, where many transactions run, may be more; a row of the block has to fit into a page.
+            if v_sum >= v_max or cardinality(counts) >= 256 then
+                next_xid := f.xid;
+                next_id := f.msg_id;
+                return;
+            end if;
+            select x.xid, x.msg_id into v_next from mq.log_{t} as x
+            where x.lane = p_lane and (x.xid, x.msg_id) >= (f.xid, f.msg_id) and x.xid <= p_hi_xids[i]
+            order by x.lane, x.xid, x.msg_id offset p_n limit 1;
+            v_count := p_n;
+            if not found then
+                select count(*) into v_count from (
+                    select from mq.log_{t} as x
+                    where x.lane = p_lane and (x.xid, x.msg_id) >= (f.xid, f.msg_id) and x.xid <= p_hi_xids[i]
+                    order by x.lane, x.xid, x.msg_id limit p_n) as x;
+            end if;
+            xids := xids || f.xid;
+            ids := ids || f.msg_id;
+            counts := counts || v_count;
+            v_sum := v_sum + v_count;
+            f := v_next;
+        end loop;
+    end loop;
+end $$;
+    $x$;
+end $f$;

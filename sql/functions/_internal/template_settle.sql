@@ -1,0 +1,132 @@
+-- _ack_<slot>, _settle_<slot>, _extend_<slot>: what becomes of a lease. The fence is the settlement's primary key: who
+-- inserts the next seq of a lease first wins, the other looks again.
+create or replace function mq._template_settle() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+-- Acknowledges a whole lease that nothing has happened to yet, in one statement; null if it is not so.
+create or replace function mq._ack_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid) returns int
+language plpgsql as $$
+declare
+    v_total int;
+begin
+    with l as (
+        select x.total from mq.lease_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part
+          and x.token = p_token),
+    s as (
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome)
+        select p_sub, p_lane, p_block_no, p_slice, p_part, 1, true, 'acked' from l
+        on conflict do nothing returning 1)
+    select l.total into v_total from l, s;
+    return v_total;
+end $$;
+
+-- The messages of a lease.
+create or replace function mq._leased_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int) returns setof mq._taken
+language plpgsql as $$
+begin
+    return query
+        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text
+        from mq.block_{t} as b
+        cross join lateral (
+            select * from mq.lease_{t} as x
+            where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
+              and x.head_slice = p_slice and x.head_part = p_part
+            order by x.subscription, x.lane, x.block_no, x.slice, x.part limit 65536) as e
+        cross join lateral (
+            select * from mq.log_{t} as x
+            where x.lane = case when e.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (e.first_xid, e.first_id)
+            order by x.lane, x.xid, x.msg_id limit e.n) as m
+        where b.subscription = p_sub and b.lane = p_lane and b.block_no = p_block_no;
+end $$;
+
+-- Settles what is left of a lease, or the given messages of it, and returns them. None: the lease is lost, or nothing
+-- of it is left. Outcome "expired" looks at the deadline in the round that decides, so it never overrules an extend.
+create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_outcome text, p_ids bigint[])
+returns setof mq._taken language plpgsql as $$
+declare
+    v_until  timestamptz;
+    s        record;
+    v_ids    bigint[];
+    v_left   bigint;
+    v_seq    int;
+begin
+    select x.leased_until into v_until from mq.lease_{t} as x
+    where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part
+      and x.token = p_token;
+    if not found then
+        return;
+    end if;
+    loop
+        select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, (array_agg(x.leased_until order by x.seq desc) filter (where x.leased_until is not null))[1] as leased_until,
+               coalesce((select range_agg(y) from mq.settlement_{t} as z, unnest(z.msg_ids) as y
+                         where z.subscription = p_sub and z.lane = p_lane and z.block_no = p_block_no and z.slice = p_slice and z.part = p_part),
+                        '{}') as msg_ids
+          into s from mq.settlement_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part;
+        if s.final or (p_outcome = 'expired' and coalesce(s.leased_until, v_until) >= clock_timestamp()) then
+            return;
+        end if;
+        select array_agg(x.msg_id) filter (where p_ids is null or x.msg_id = any (p_ids)), count(*) into v_ids, v_left
+        from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids;
+        if v_ids is null then
+            return;
+        end if;
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, msg_ids)
+        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, v_left = cardinality(v_ids), p_outcome,
+               (select range_agg(int8range(i, i, '[]')) from unnest(v_ids) as i)
+        on conflict do nothing returning seq into v_seq;
+        exit when v_seq is not null;
+    end loop;
+    return query
+        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome
+        from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
+end $$;
+
+-- Moves the deadline of a lease; null if it is lost.
+create or replace function mq._extend_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_vt interval) returns timestamptz
+language plpgsql as $$
+declare
+    v_until timestamptz;
+    v_seq   int;
+begin
+    loop
+        v_until := clock_timestamp() + p_vt;
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, leased_until)
+        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, false, 'extended', v_until
+        from mq.lease_{t} as l
+        cross join lateral (
+            select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final from mq.settlement_{t} as x
+            where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part) as s
+        where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.slice = p_slice and l.part = p_part
+          and l.token = p_token and not s.final
+        on conflict do nothing returning seq into v_seq;
+        if v_seq is not null then
+            return v_until;
+        end if;
+        if not exists (select from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no
+                         and l.slice = p_slice and l.part = p_part and l.token = p_token)
+            or exists (select from mq.settlement_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
+                         and x.slice = p_slice and x.part = p_part and x.final)
+        then
+            return null;
+        end if;
+    end loop;
+end $$;
+
+-- Whether every message of a block was leased and finally settled. A rolled-back claim leaves a hole: not settled.
+create or replace function mq._is_settled_{t}(p_sub smallint, p_lane smallint, p_block_no bigint) returns boolean
+language plpgsql as $$
+begin
+    return (select cardinality(b.counts) from mq.block_{t} as b where b.subscription = p_sub and b.lane = p_lane and b.block_no = p_block_no)
+         = (select count(*) from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.rest = 0)
+       and not exists (
+            select from mq.lease_{t} as l
+            where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no
+              and not exists (select from mq.settlement_{t} as s
+                              where s.subscription = p_sub and s.lane = p_lane and s.block_no = p_block_no
+                                and s.slice = l.head_slice and s.part = l.head_part and s.final));
+end $$;
+    $x$;
+end $f$;

@@ -1,0 +1,96 @@
+-- _stale_<slot>, _sweep_<slot>: leases that ran out, and holes: slices whose consumer rolled back after the next block
+-- was opened. Only blocks from the newest block's low_block on are looked at, and its laggards.
+create or replace function mq._template_sweep() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+-- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at.
+create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid)
+returns setof record language plpgsql as $$
+declare
+    v_now timestamptz := clock_timestamp();
+    b     record;
+begin
+    select x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    return query
+        select l.block_no, l.slice, l.part, l.token
+        from (
+            (select e.* from unnest(b.laggards) as u (laggard)
+             cross join lateral (
+                select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = u.laggard
+                order by x.subscription, x.lane, x.block_no, x.slice, x.part limit 65536) as e)
+            union all
+            (select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.low_block
+             order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)) as l
+        where l.leased_until < v_now and l.slice = l.head_slice and l.part = l.head_part
+          and not exists (
+            select from mq.settlement_{t} as s
+            where s.subscription = p_sub and s.lane = p_lane and s.block_no = l.block_no and s.slice = l.slice and s.part = l.part
+              and (s.final or s.leased_until >= v_now));
+end $$;
+
+-- Settles what ran out and what was never leased, at most about p_limit messages, and returns them. An ack that has
+-- not committed yet holds a lease's next seq: that lease is left alone after 20 ms.
+create or replace function mq._sweep_{t}(p_sub smallint, p_lane smallint, p_limit int) returns setof mq._taken
+language plpgsql set lock_timeout = '20ms' as $$
+declare
+    c_class constant int := {class};
+    l       record;
+    h       record;
+    b       record;
+    v_count int;
+    v_sum   int := 0;
+    v_busy  int := 0;
+    v_token uuid;
+begin
+    for l in select * from mq._stale_{t}(p_sub, p_lane, 2147483647) loop
+        exit when v_sum >= p_limit or v_busy >= 10;
+        begin
+            return query select * from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null);
+            get diagnostics v_count = row_count;
+            v_sum := v_sum + v_count;
+        exception
+            when lock_not_available then
+                v_busy := v_busy + 1;
+        end;
+    end loop;
+
+    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    for h in
+        select x.block_no, s as slice
+        from (select unnest(b.laggards) as block_no union all select generate_series(b.low_block, b.block_no - 1)) as y
+        cross join lateral (
+            select z.block_no, z.counts from mq.block_{t} as z
+            where z.subscription = p_sub and z.lane = p_lane and z.block_no = y.block_no
+              and cardinality(z.counts) > (select count(*) from mq.lease_{t} as e
+                    where e.subscription = p_sub and e.lane = p_lane and e.block_no = y.block_no and e.rest = 0)) as x
+        cross join lateral generate_series(0, cardinality(x.counts) - 1) as s
+        where not exists (select from mq.lease_{t} as e
+                          where e.subscription = p_sub and e.lane = p_lane and e.block_no = x.block_no and e.slice = s and e.rest = 0)
+    loop
+        exit when v_sum >= p_limit;
+        continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed}) & 2147483647)::int);
+        -- With the slice locked, look again with a newer snapshot; then lease the rest of it to nobody.
+        v_token := gen_random_uuid();
+        insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
+                                  first_id, first_xid, leased_until, token)
+        select p_sub, p_lane, h.block_no, h.slice, coalesce(e.part + 1, 0), h.slice, coalesce(e.part + 1, 0),
+               coalesce(e.rest, x.counts[h.slice + 1]), coalesce(e.rest, x.counts[h.slice + 1]), 0,
+               coalesce(e.rest_id, x.first_ids[h.slice + 1]), coalesce(e.rest_xid, x.first_xids[h.slice + 1]), '-infinity', v_token
+        from mq.block_{t} as x
+        left join lateral (
+            select y.part, y.rest, y.rest_id, y.rest_xid from mq.lease_{t} as y
+            where y.subscription = p_sub and y.lane = p_lane and y.block_no = h.block_no and y.slice = h.slice
+            order by y.subscription desc, y.lane desc, y.block_no desc, y.slice desc, y.part desc limit 1) as e on true
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = h.block_no and coalesce(e.rest, 1) > 0
+        returning part into v_count;
+        continue when not found;
+        return query select * from mq._settle_{t}(p_sub, p_lane, h.block_no, h.slice, v_count, v_token, 'hole', null);
+        get diagnostics v_count = row_count;
+        v_sum := v_sum + v_count;
+    end loop;
+end $$;
+    $x$;
+end $f$;

@@ -1,0 +1,44 @@
+create or replace function mq.ack(
+    queue text,
+    receipt text,
+    msg_ids bigint[] default null,
+    strict boolean default false,
+    result jsonb default null
+) returns int
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set lock_timeout = '2s' as $$
+declare
+    v_id    int;
+    v_count int;
+begin
+    if result is not null then
+        perform mq._not_yet('result');
+    end if;
+    select q.queue_id into v_id from mq.queue as q where q.name = ack.queue;
+    if not found then
+        perform mq._queue_not_found(ack.queue);
+    end if;
+    if ack.msg_ids is null then
+        v_count := mq._ack(ack.queue, v_id, ack.receipt);
+    else
+        v_count := cardinality(mq._settle(ack.queue, v_id, ack.receipt, 'acked', ack.msg_ids));
+    end if;
+    if strict and v_count < coalesce(cardinality(ack.msg_ids), 1) then
+        perform mq._lease_lost(ack.queue);
+    end if;
+    return v_count;
+end $$;
+
+comment on function mq.ack(text, text, bigint[], boolean, jsonb) is
+'Settles messages: they are done and will not be delivered again.
+queue: its name.
+receipt: of the dequeue that leased them.
+msg_ids: which of them; default all that are left.
+strict: raise instead of returning less than was asked for, so that a transaction that acknowledges together with its own writes rolls back as a whole; default false.
+result: of later versions, null.
+Returns: how many were settled by this call; 0: the lease was lost, or they were settled before.
+Raises: MQ001 no such queue; MQ003 strict and the lease is lost; MQ004 a malformed receipt; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot; 0A000 result.
+Role: mq_consumer.';

@@ -1,0 +1,34 @@
+create or replace function mq.alter_queue(
+    queue text,
+    mode text default null,
+    visibility_timeout interval default null,
+    max_attempts int default null,
+    retry_backoff interval default null,
+    retry_backoff_max interval default null,
+    retention interval default null,
+    notify text default null,
+    segment_age interval default null,
+    segment_bytes bigint default null
+) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    q mq.queue := mq._queue(alter_queue.queue);
+begin
+    perform mq._check_settings(alter_queue.mode, alter_queue.visibility_timeout, alter_queue.max_attempts, alter_queue.retry_backoff,
+        alter_queue.retry_backoff_max, alter_queue.retention, alter_queue.notify, alter_queue.segment_age, alter_queue.segment_bytes);
+    update mq.queue as x
+    set visibility_timeout = coalesce(alter_queue.visibility_timeout, x.visibility_timeout),
+        max_attempts = coalesce(alter_queue.max_attempts, x.max_attempts),
+        retry_backoff = coalesce(alter_queue.retry_backoff, x.retry_backoff),
+        retry_backoff_max = coalesce(alter_queue.retry_backoff_max, x.retry_backoff_max),
+        notify = coalesce(alter_queue.notify, x.notify),
+        segment_age = coalesce(alter_queue.segment_age, x.segment_age),
+        segment_bytes = coalesce(alter_queue.segment_bytes, x.segment_bytes)
+    where x.queue_id = q.queue_id;
+end $$;
+
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint) is
+'Changes settings of a queue; null leaves one as it is. They hold from the next call on; leases keep their deadline.
+queue, and the settings of create_queue.
+Raises: MQ001 no such queue; 22023 a bad setting; 0A000 a setting of a later version.
+Role: mq_admin.';

@@ -1,0 +1,67 @@
+create or replace function mq.create_queue(
+    queue text,
+    mode text default 'lease',
+    visibility_timeout interval default '30 seconds',
+    max_attempts int default 5,
+    retry_backoff interval default '1 second',
+    retry_backoff_max interval default '1 hour',
+    retention interval default '0',
+    notify text default 'auto',
+    segment_age interval default '1 hour',
+    segment_bytes bigint default 268435456,
+    if_not_exists boolean default false
+) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id int;
+begin
+    if coalesce(create_queue.queue, '') !~ '^[A-Za-z0-9_.-]{1,48}$' then
+        perform mq._invalid('queue', format('"%s" is not a queue name.', left(create_queue.queue, 100)),
+                            'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
+    end if;
+    if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists) > 0 then
+        perform mq._null_argument('a setting of create_queue');
+    end if;
+    perform mq._check_settings(mode, create_queue.visibility_timeout, create_queue.max_attempts, create_queue.retry_backoff,
+        create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes);
+    -- One at a time, so that two who create the same queue do not both begin.
+    perform pg_advisory_xact_lock(mq._lock_class(), hashtext(create_queue.queue));
+    if exists (select from mq.queue as q where q.name = create_queue.queue) then
+        if not if_not_exists then
+            perform mq._queue_exists(create_queue.queue);
+        end if;
+        return;
+    end if;
+    v_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
+    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s', v_id);
+    insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
+                          notify, segment_age, segment_bytes, msg_ids, register, notified, home_relation, home_system)
+    overriding system value
+    values (v_id, create_queue.queue, create_queue.mode, create_queue.visibility_timeout, create_queue.max_attempts,
+            create_queue.retry_backoff, create_queue.retry_backoff_max, create_queue.retention, create_queue.notify,
+            create_queue.segment_age, create_queue.segment_bytes, format('mq.msg_id_%s', v_id)::regclass,
+            format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
+            'mq.queue'::regclass::oid, mq._system_identifier());
+    insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
+    insert into mq.tally (queue_id) values (v_id);
+    perform setval(format('mq.notified_%s', v_id)::regclass, 1);
+    perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false);
+    perform mq._create_deferral(v_id);
+    perform mq._create_slot(v_id, 1);
+    perform mq._create_slot(v_id, 2);
+    insert into mq.segment (queue_id, segment, slot) values (v_id, 1, 1);
+end $$;
+
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean) is
+'Creates a queue.
+queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
+mode: ''lease''.
+visibility_timeout: how long a consumer has a message before it is given to another; default 30 seconds.
+max_attempts: deliveries before a message becomes a dead letter; default 5.
+retry_backoff, retry_backoff_max: the wait before the second attempt, doubled for each further one up to the maximum; defaults 1 second, 1 hour.
+retention: 0.
+notify: auto (wake consumers that wait), always, never.
+segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.
+if_not_exists: accept a queue of that name as it is.
+Raises: MQ002 the queue exists; 22023 a bad name or setting; 0A000 a setting of a later version.
+Role: mq_admin.';

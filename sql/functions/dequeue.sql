@@ -1,0 +1,126 @@
+-- The planner is pinned: without statistics, or with those of an empty segment, it would sort a backlog or scan it, and
+-- a custom plan for each call costs more than the call. lock_timeout bounds what could wait for DDL of an upkeep.
+create or replace function mq.dequeue(
+    queue text,
+    n int default 1,
+    visibility_timeout interval default null,
+    ack text default null,
+    wait interval default null,
+    subscription text default null
+) returns setof mq.delivery
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set lock_timeout = '2s' as $$
+declare
+    q          record;
+    v_register bigint;
+    v_open     int;
+    v_slot     int;
+    v_count    int;
+    v_vt       interval;
+    v_until    timestamptz;
+    v_pause    float8 := 0.005;
+    v_give_up  timestamptz := clock_timestamp() + interval '50 milliseconds';
+    v_begun    boolean := pg_current_xact_id_if_assigned() is not null;
+    v_again    mq._taken[];
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        perform mq._wrong_isolation('dequeue');
+    end if;
+    if dequeue.n is null or dequeue.n not between 1 and 10000 then
+        perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
+    end if;
+    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home_relation into q
+    from mq.queue as x where x.name = dequeue.queue;
+    if not found then
+        perform mq._queue_not_found(dequeue.queue);
+    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+        perform mq._repair(q.queue_id);
+    end if;
+    v_vt := q.visibility_timeout;
+    if dequeue.visibility_timeout is not null then
+        perform mq._check_timeout(dequeue.visibility_timeout);
+        v_vt := dequeue.visibility_timeout;
+    end if;
+    if dequeue.subscription <> 'default' then
+        perform mq._invalid('subscription', format('"%s" is not a subscription of this queue.', dequeue.subscription), 'Leave it out, or use ''default''.');
+    end if;
+    if wait is not null then
+        if wait < '0' or wait > '20 seconds' then
+            perform mq._invalid('wait', format('%s is not between 0 and 20 seconds.', wait), 'Listen, or call dequeue again, to wait for longer.');
+        end if;
+        v_until := clock_timestamp() + wait;
+    end if;
+    if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
+        perform mq._lease_lost(dequeue.queue);
+    end if;
+
+    loop
+        if not q.paused then
+            v_register := pg_sequence_last_value(q.register);
+            v_open := v_register & 65535;
+            if (v_register >> 16) & 65535 <> v_open then
+                -- Around a rotation: the oldest segment first, but for what is due again, which comes in turn.
+                if random() < 0.5 then
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(1::smallint, 0::smallint, $1, $2, false, true, $3)'
+                        using dequeue.n, v_vt, v_give_up;
+                    get diagnostics v_count = row_count;
+                    if v_count > 0 then
+                        return;
+                    end if;
+                end if;
+                for v_slot in
+                    select s.slot from mq.segment as s
+                    where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
+                    order by s.queue_id, s.segment
+                loop
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1, $2, true, false, $3)'
+                        using dequeue.n, v_vt, v_give_up;
+                    get diagnostics v_count = row_count;
+                    if v_count > 0 then
+                        return;
+                    end if;
+                end loop;
+            end if;
+            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(1::smallint, 0::smallint, $1, $2, true, true, $3)'
+                using dequeue.n, v_vt, v_give_up;
+            get diagnostics v_count = row_count;
+            if v_count > 0 then
+                return;
+            end if;
+            -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
+            -- the end of it.
+            if not v_begun and mq._is_stale(q.queue_id) then
+                v_again := mq._sweep(q.queue_id, q.max_attempts, 100);
+                if cardinality(v_again) > 0 then
+                    return query select * from mq._redeliver(q.queue_id, v_open, q.register, v_again, dequeue.n, v_vt);
+                    get diagnostics v_count = row_count;
+                    if v_count > 0 then
+                        return;
+                    end if;
+                end if;
+            end if;
+        end if;
+        exit when v_until is null or clock_timestamp() >= v_until;
+        perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
+        v_pause := least(v_pause * 2, 0.1);
+        v_give_up := clock_timestamp() + interval '50 milliseconds';
+        if q.paused then
+            q.paused := (select x.paused from mq.queue as x where x.queue_id = q.queue_id);
+        end if;
+    end loop;
+end $$;
+
+comment on function mq.dequeue(text, int, interval, text, interval, text) is
+'Leases up to n messages, oldest first, under one receipt. No rows: nothing can be delivered now.
+queue: its name.
+n: at most so many, 1 to 10000; default 1.
+visibility_timeout: how long the lease lasts; default the queue''s.
+ack: a receipt of an earlier dequeue to acknowledge in the same call; if that lease was lost, nothing is leased.
+wait: poll inside the server for up to so long, at most 20 seconds; default not at all. It holds a snapshot meanwhile: prefer listen.
+subscription: null or ''default''.
+Returns: msg_id, receipt, attempt (from 1), enqueued_at, leased_until, payload, headers.
+Raises: MQ001 no such queue; MQ003 the lease to acknowledge is lost; MQ004 a malformed receipt; MQ007 too many claims in this transaction; 22023 a bad argument; 0A000 not in READ COMMITTED.
+Role: mq_consumer.';

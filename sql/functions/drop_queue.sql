@@ -1,0 +1,40 @@
+create or replace function mq.drop_queue(queue text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
+declare
+    q         mq.queue := mq._queue(drop_queue.queue);
+    v_routine regprocedure;
+    v_table   regclass;
+begin
+    -- Upkeep, then the row: whoever waits for it finds that the queue is gone.
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
+    delete from mq.queue as x where x.queue_id = q.queue_id;
+    if not found then
+        perform mq._queue_not_found(drop_queue.queue);
+    end if;
+    delete from mq.subscription as x where x.queue_id = q.queue_id;
+    delete from mq.segment as x where x.queue_id = q.queue_id;
+    delete from mq.slot as x where x.queue_id = q.queue_id;
+    delete from mq.tally as x where x.queue_id = q.queue_id;
+    delete from mq.dead_letter as x where x.queue_id = q.queue_id;
+    delete from mq.survivor as x where x.queue_id = q.queue_id;
+    for v_table in
+        select c.oid from pg_class as c
+        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
+          and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
+    loop
+        execute format('drop table %s', v_table);
+    end loop;
+    for v_routine in
+        select p.oid from pg_proc as p
+        where p.pronamespace = 'mq'::regnamespace and p.proname ~ ('^_[a-z_]+_' || q.queue_id || '(_[0-9]+)?$')
+    loop
+        execute format('drop function %s', v_routine);
+    end loop;
+    execute format('drop sequence mq.msg_id_%1$s, mq.register_%1$s, mq.notified_%1$s', q.queue_id);
+end $$;
+
+comment on function mq.drop_queue(text) is
+'Drops a queue with all its messages and dead letters. Waits up to 10 seconds for transactions that still use it.
+queue: its name.
+Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was dropped.
+Role: mq_admin.';

@@ -1,0 +1,59 @@
+create or replace function mq.enqueue(
+    queue text,
+    payload jsonb,
+    headers jsonb default null,
+    delay interval default null,
+    deliver_at timestamptz default null,
+    priority int default null,
+    ordering_key text default null,
+    dedup_key text default null,
+    ttl interval default null
+) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    q          record;
+    v_register bigint;
+    v_msg_id   bigint;
+    v_due_at   timestamptz;
+begin
+    if enqueue.payload is null then
+        perform mq._null_argument('payload');
+    end if;
+    if num_nonnulls(priority, ordering_key, dedup_key, ttl) > 0 then
+        perform mq._check_options(priority, ordering_key, dedup_key, ttl);
+    end if;
+    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q
+    from mq.queue as x where x.name = enqueue.queue;
+    if not found then
+        perform mq._queue_not_found(enqueue.queue);
+    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+        perform mq._repair(q.queue_id);
+    end if;
+    if delay is not null or enqueue.deliver_at is not null then
+        v_due_at := mq._due_at(delay, enqueue.deliver_at);
+    end if;
+    v_msg_id := nextval(q.msg_ids);
+    v_register := pg_sequence_last_value(q.register);
+    if v_due_at is null then
+        execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
+            using v_msg_id, enqueue.payload, enqueue.headers;
+    else
+        execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)'
+            using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+    end if;
+    if q.notify <> 'never' then
+        perform mq._notify(q.queue_id, enqueue.queue, q.notify, q.notified);
+    end if;
+    return v_msg_id;
+end $$;
+
+comment on function mq.enqueue(text, jsonb, jsonb, interval, timestamptz, int, text, text, interval) is
+'Puts a message into a queue. It is there when the transaction commits, and never was when it rolls back.
+queue: its name.
+payload: any JSON value; ''null''::jsonb is one, an SQL null is not.
+headers: more JSON for the consumer, default null.
+delay: deliver not before so long from now; deliver_at: not before that time. At most one of the two; default at once.
+priority, ordering_key, dedup_key, ttl: of later versions, null.
+Returns: the message''s msg_id, counted per queue from 1.
+Raises: MQ001 no such queue; 22004 null payload; 22023 a negative delay or both; 0A000 an option of a later version.
+Role: mq_producer.';

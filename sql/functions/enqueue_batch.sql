@@ -1,0 +1,67 @@
+create or replace function mq.enqueue_batch(
+    queue text,
+    payloads jsonb[],
+    headers jsonb[] default null,
+    delay interval default null,
+    deliver_at timestamptz default null,
+    priority int default null,
+    ordering_key text default null,
+    dedup_key text default null,
+    ttl interval default null
+) returns setof bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    q          record;
+    v_register bigint;
+    v_due_at   timestamptz;
+    v_count    int := cardinality(enqueue_batch.payloads);
+begin
+    if enqueue_batch.payloads is null then
+        perform mq._null_argument('payloads');
+    elsif array_position(enqueue_batch.payloads, null) is not null then
+        perform mq._null_argument('payloads[' || array_position(enqueue_batch.payloads, null) || ']');
+    end if;
+    if cardinality(enqueue_batch.headers) <> v_count then
+        perform mq._invalid('headers', format('%s headers for %s payloads.', cardinality(enqueue_batch.headers), v_count),
+                            'Give one for each payload (null for none), or leave headers out.');
+    end if;
+    perform mq._check_options(priority, ordering_key, dedup_key, ttl);
+    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q
+    from mq.queue as x where x.name = enqueue_batch.queue;
+    if not found then
+        perform mq._queue_not_found(enqueue_batch.queue);
+    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+        perform mq._repair(q.queue_id);
+    end if;
+    v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
+    if v_count = 0 then
+        return;
+    end if;
+    v_register := pg_sequence_last_value(q.register);
+    -- The ids of a batch are drawn in one go, so that they come out in the order of the payloads. A fence may lead the
+    -- rows elsewhere, so they are not read back with RETURNING.
+    if v_due_at is null then
+        return query execute
+            'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'
+            ' i as (insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers) select msg_id, p, h from m)'
+            ' select msg_id from m'
+            using q.msg_ids, enqueue_batch.payloads, enqueue_batch.headers;
+    else
+        return query execute
+            'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'
+            ' i as (insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1)
+            || ' (msg_id, due_at, payload, headers) select msg_id, $4, p, h from m)'
+            ' select msg_id from m'
+            using q.msg_ids, enqueue_batch.payloads, enqueue_batch.headers, v_due_at;
+    end if;
+    perform mq._notify(q.queue_id, enqueue_batch.queue, q.notify, q.notified);
+end $$;
+
+comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text, text, interval) is
+'Puts many messages into a queue: all of them or, when anything is wrong, none.
+queue: its name.
+payloads: JSON values, none of them null. headers: as many, or null for none.
+delay, deliver_at and the other options: as for enqueue, for all of them.
+Returns: their msg_ids, in the order of payloads.
+Raises: MQ001 no such queue; 22004 a null payload; 22023 as many headers as payloads are needed, or a bad delay; 0A000 an option of a later version.
+Role: mq_producer.';

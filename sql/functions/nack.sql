@@ -1,0 +1,46 @@
+create or replace function mq.nack(
+    queue text,
+    receipt text,
+    msg_ids bigint[] default null,
+    delay interval default null,
+    reason text default null,
+    dead boolean default false
+) returns int
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set lock_timeout = '2s' as $$
+declare
+    q       mq.queue := mq._queue(nack.queue);
+    v_taken mq._taken[];
+    v_again mq._taken[];
+begin
+    if delay < '0' or delay > '100 years' then
+        perform mq._invalid('delay', format('%s is not between 0 and 100 years.', delay), 'Leave it out for the backoff of the queue.');
+    end if;
+    v_taken := mq._settle(nack.queue, q.queue_id, nack.receipt, case when dead then 'rejected' else 'nacked' end, nack.msg_ids);
+    if cardinality(v_taken) = 0 then
+        return 0;
+    end if;
+    v_again := mq._take_back(q.queue_id, q.max_attempts, v_taken, nack.reason, coalesce(dead, false));
+    if cardinality(v_again) > 0 then
+        perform mq._defer(q.queue_id, q.register, v_again,
+            array(select clock_timestamp() + coalesce(nack.delay, mq._backoff(m.attempt - 1, q.retry_backoff, q.retry_backoff_max))
+                  from unnest(v_again) as m));
+        perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
+    end if;
+    return cardinality(v_taken);
+end $$;
+
+comment on function mq.nack(text, text, bigint[], interval, text, boolean) is
+'Gives messages back: they are delivered again later, or become dead letters when max_attempts is used up.
+queue: its name.
+receipt: of the dequeue that leased them.
+msg_ids: which of them; default all that are left.
+delay: when to try again, from now; default the queue''s backoff, doubled with each attempt.
+reason: kept in the history that a dead letter shows; default none.
+dead: true makes them dead letters at once; default false.
+Returns: how many were given back by this call; 0: the lease was lost, or they were settled before.
+Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a negative delay; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
+Role: mq_consumer.';

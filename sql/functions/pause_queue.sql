@@ -1,0 +1,13 @@
+create or replace function mq.pause_queue(queue text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    q mq.queue := mq._queue(pause_queue.queue);
+begin
+    update mq.queue as x set paused = true where x.queue_id = q.queue_id and not x.paused;
+end $$;
+
+comment on function mq.pause_queue(text) is
+'Stops deliveries of a queue: dequeue returns nothing until resume_queue. Enqueue, ack, nack and extend go on; leases still run out.
+queue: its name.
+Raises: MQ001 no such queue.
+Role: mq_admin.';

@@ -1,0 +1,47 @@
+create or replace function mq.purge_queue(queue text) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set lock_timeout = '10s' as $$
+declare
+    q       mq.queue := mq._queue(purge_queue.queue);
+    s       mq.segment;
+    v_count bigint := 0;
+    v_sum   bigint := 0;
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        perform mq._wrong_isolation('purge_queue');
+    end if;
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
+    perform mq._mend_segments(q.queue_id, q.register);
+    -- The tables locked first, all of them: then nobody is in the middle of anything.
+    for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
+        execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode',
+                        '{t}', q.queue_id || '_' || s.slot);
+    end loop;
+    execute replace('lock table mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1 '
+                    'in access exclusive mode', '{q}', q.queue_id::text);
+    for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
+        execute format('select count(*) from mq._unsettled(%L, %L)', q.queue_id, s.slot) into v_count;
+        v_sum := v_sum + v_count;
+    end loop;
+    execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())', q.queue_id) into v_count;
+    v_sum := v_sum + v_count;
+    delete from mq.survivor as x where x.queue_id = q.queue_id;
+    get diagnostics v_count = row_count;
+    v_sum := v_sum + v_count;
+    for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
+        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || s.slot);
+    end loop;
+    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1',
+                    '{q}', q.queue_id::text);
+    return v_sum;
+end $$;
+
+comment on function mq.purge_queue(text) is
+'Removes all messages of a queue, leased and delayed ones too; dead letters stay. Waits up to 10 seconds for transactions that use it.
+queue: its name.
+Returns: how many messages were not settled yet.
+Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was removed; 0A000 not in READ COMMITTED.
+Role: mq_admin.';

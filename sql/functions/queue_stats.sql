@@ -1,0 +1,57 @@
+create or replace function mq.queue_stats(queue text default null) returns setof mq.queue_statistics
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    q   mq.queue;
+    s   record;
+    m   record;
+    v   mq.queue_statistics;
+    v_n bigint;
+    v_a bigint;
+begin
+    if queue_stats.queue is not null then
+        perform mq._queue(queue_stats.queue);
+    end if;
+    for q in select * from mq.queue as x where queue_stats.queue is null or x.name = queue_stats.queue order by x.name loop
+        select count(*) filter (where x.state = 'ready') as ready, count(*) filter (where x.state = 'deferred') as deferred,
+               count(*) filter (where x.state = 'leased') as leased,
+               clock_timestamp() - min(coalesce(x.due_at, x.enqueued_at)) filter (where x.state = 'ready') as age
+          into m from mq._messages(q) as x;
+        select t.delivered, t.settled into v.delivered_total, v.settled_total from mq.tally as t where t.queue_id = q.queue_id;
+        v.bytes := 0;
+        v.segments := 0;
+        for s in select g.slot from mq.segment as g where g.queue_id = q.queue_id order by g.segment loop
+            execute replace('select coalesce((select sum(l.n) from mq.lease_{t} as l where l.leased_until > ''-infinity''), 0),'
+                            ' coalesce((select sum(coalesce((select sum(upper(r) - lower(r)) from unnest(s.msg_ids) as r), l.total))'
+                            '           from mq.settlement_{t} as s join mq.lease_{t} as l using (subscription, lane, block_no, slice, part)'
+                            '           where s.outcome = ''acked''), 0)',
+                            '{t}', q.queue_id || '_' || s.slot) into v_n, v_a;
+            v.delivered_total := v.delivered_total + v_n;
+            v.settled_total := v.settled_total + v_a;
+            v.segments := v.segments + 1;
+        end loop;
+        v.queue := q.name;
+        v.ready := m.ready;
+        v.deferred := m.deferred;
+        v.leased := m.leased;
+        v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
+        v.oldest_ready_age := m.age;
+        v.enqueued_total := coalesce(pg_sequence_last_value(q.msg_ids), 0);
+        v.bytes := (select coalesce(sum(pg_total_relation_size(c.oid)), 0) from pg_class as c
+                    where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
+                      and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$'));
+        v.paused := q.paused;
+        -- A minute late means that nobody calls maintain().
+        v.maintenance_overdue := exists (
+            select from mq.segment as g where g.queue_id = q.queue_id
+              and (g.closed_at is null and g.opened_at < clock_timestamp() - q.segment_age - interval '1 minute' and mq._wants_rotation(q.queue_id)
+                   or g.closed_at < clock_timestamp() - interval '10 minutes' and g.sealed_at is null));
+        return next v;
+    end loop;
+end $$;
+
+comment on function mq.queue_stats(text) is
+'Counts what is in the queues. Reads them whole: every few seconds is fine, every few milliseconds is not.
+queue: its name; default all queues.
+Returns: queue, ready, deferred, leased, dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged), segments, bytes, paused, maintenance_overdue (nobody calls maintain()).
+Raises: MQ001 no such queue.
+Role: mq_producer, mq_consumer.';

@@ -1,0 +1,16 @@
+create or replace function mq.queues() returns setof mq.queue_info
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+        select q.name,
+               jsonb_build_object('mode', q.mode, 'visibility_timeout', q.visibility_timeout::text, 'max_attempts', q.max_attempts,
+                   'retry_backoff', q.retry_backoff::text, 'retry_backoff_max', q.retry_backoff_max::text, 'retention', q.retention::text,
+                   'notify', q.notify, 'segment_age', q.segment_age::text, 'segment_bytes', q.segment_bytes),
+               q.created_at, q.paused
+        from mq.queue as q order by q.name;
+end $$;
+
+comment on function mq.queues() is
+'Lists the queues with their settings, by name.
+Returns: name, settings (an object; intervals as text), created_at, paused.
+Role: mq_producer, mq_consumer.';

@@ -1,0 +1,35 @@
+create or replace function mq.sweep_stale(queue text default null) returns int
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $$
+declare
+    q       mq.queue;
+    v_again mq._taken[];
+    v_dead  bigint;
+    v_sum   int := 0;
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        perform mq._wrong_isolation('sweep_stale');
+    end if;
+    if sweep_stale.queue is not null then
+        perform mq._queue(sweep_stale.queue);
+    end if;
+    for q in select * from mq.queue as x where sweep_stale.queue is null or x.name = sweep_stale.queue order by x.queue_id loop
+        v_dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
+        v_again := mq._sweep(q.queue_id, q.max_attempts, 10000);
+        v_sum := v_sum + cardinality(v_again) + (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id) - v_dead;
+        if cardinality(v_again) > 0 then
+            perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
+            perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
+        end if;
+    end loop;
+    return v_sum;
+end $$;
+
+comment on function mq.sweep_stale(text) is
+'Takes back messages whose lease ran out: they are delivered again at once, or become dead letters when max_attempts is used up. Up to 10000 a queue and call. A consumer that finds nothing does this by itself.
+queue: its name; default all queues.
+Returns: how many messages were taken back.
+Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.
+Role: mq_consumer.';

@@ -1,0 +1,39 @@
+-- Who may do what. Everything is taken away first, every time: old rights survive "create or replace".
+do $$
+declare
+    c_producer constant text[] := array['enqueue', 'enqueue_batch', 'cancel', 'queues', 'queue_stats', 'message_status', 'version'];
+    c_consumer constant text[] := array['dequeue', 'ack', 'nack', 'extend', 'sweep_stale', 'maintain', 'next_due', 'listen', 'unlisten',
+                                        'dead_letters', 'peek', 'queues', 'queue_stats', 'message_status', 'version'];
+    c_admin    constant text[] := array['create_queue', 'alter_queue', 'drop_queue', 'purge_queue', 'pause_queue', 'resume_queue',
+                                        'rotate_segment', 'redrive', 'purge_dead_letters'];
+    v_role     text;
+    v_routine  regprocedure;
+    v_name     text;
+begin
+    revoke all on schema mq from public;
+    revoke all on all tables in schema mq from public;
+    revoke all on all sequences in schema mq from public;
+    revoke all on all routines in schema mq from public;
+    alter default privileges in schema mq revoke all on routines from public;
+    foreach v_role in array array['mq_producer', 'mq_consumer', 'mq_admin'] loop
+        continue when not exists (select from pg_catalog.pg_roles r where r.rolname = v_role);
+        execute pg_catalog.format('revoke all on schema mq from %I', v_role);
+        execute pg_catalog.format('revoke all on all tables in schema mq from %I', v_role);
+        execute pg_catalog.format('revoke all on all sequences in schema mq from %I', v_role);
+        execute pg_catalog.format('revoke all on all routines in schema mq from %I', v_role);
+        execute pg_catalog.format('grant usage on schema mq to %I', v_role);
+        for v_routine, v_name in
+            select p.oid, p.proname from pg_catalog.pg_proc p where p.pronamespace = 'mq'::pg_catalog.regnamespace
+        loop
+            if (v_role in ('mq_producer', 'mq_admin') and v_name = any (c_producer))
+                or (v_role in ('mq_consumer', 'mq_admin') and v_name = any (c_consumer))
+                or (v_role = 'mq_admin' and v_name = any (c_admin))
+            then
+                execute pg_catalog.format('grant execute on routine %s to %I', v_routine, v_role);
+            end if;
+        end loop;
+        if v_role in ('mq_producer', 'mq_admin') then
+            execute pg_catalog.format('grant insert on mq.inbox to %I', v_role);
+        end if;
+    end loop;
+end $$;

@@ -1,0 +1,146 @@
+-- The catalogue: what changes rarely. Messages live in tables that are made per queue and slot (see sql/README.md).
+
+create table mq.queue (
+    queue_id           int not null generated always as identity,
+    name               text not null,
+    mode               text not null,
+    visibility_timeout interval not null,
+    max_attempts       int not null,
+    retry_backoff      interval not null,
+    retry_backoff_max  interval not null,
+    retention          interval not null,
+    notify             text not null,
+    segment_age        interval not null,
+    segment_bytes      bigint not null,
+    paused             boolean not null default false,
+    created_at         timestamptz not null default clock_timestamp(),
+    -- Registers are sequences that are read and set without a transaction: see _internal/register.sql.
+    msg_ids            regclass not null,
+    register           regclass not null,
+    notified           regclass not null,
+    -- Where the stored transaction ids come from. A copy in another database or cluster has other values.
+    home_relation      oid not null,
+    home_system        bigint not null,
+    constraint queue_pkey primary key (queue_id),
+    constraint queue_name_key unique (name),
+    constraint queue_name_check check (name ~ '^[A-Za-z0-9_.-]{1,48}$'),
+    constraint queue_mode_check check (mode in ('lease', 'transaction')),
+    constraint queue_notify_check check (notify in ('auto', 'always', 'never'))
+);
+comment on table mq.queue is 'One row a queue: its settings, and the registers that say where its messages are.';
+
+create table mq.subscription (
+    queue_id        int not null,
+    subscription_id smallint not null,
+    name            text not null,
+    created_at      timestamptz not null default clock_timestamp(),
+    constraint subscription_pkey primary key (queue_id, subscription_id),
+    constraint subscription_name_key unique (queue_id, name)
+);
+comment on table mq.subscription is 'Who reads a queue. Every queue has the one subscription "default".';
+
+create table mq.slot (
+    queue_id   int not null,
+    slot       int not null,
+    created_at timestamptz not null default clock_timestamp(),
+    made_by    xid8 not null default pg_current_xact_id(),
+    freed_at   timestamptz,
+    constraint slot_pkey primary key (queue_id, slot)
+);
+comment on table mq.slot is 'One row a set of tables and functions that can hold a segment; used again when the segment is gone.';
+
+create table mq.segment (
+    queue_id     int not null,
+    segment      bigint not null,
+    slot         int not null,
+    opened_at    timestamptz not null default clock_timestamp(),
+    closed_at    timestamptz,
+    sealed_at    timestamptz,
+    exhausted_at timestamptz,
+    drained_at   timestamptz,
+    constraint segment_pkey primary key (queue_id, segment),
+    constraint segment_slot_key unique (queue_id, slot)
+);
+comment on table mq.segment is 'One row a segment that holds messages: open, closed, sealed, exhausted, drained; then it is gone.';
+
+create table mq.dead_letter (
+    queue_id    int not null,
+    msg_id      bigint not null,
+    enqueued_at timestamptz not null,
+    died_at     timestamptz not null default clock_timestamp(),
+    attempts    int not null,
+    reason      text not null,
+    history     jsonb not null,
+    payload     jsonb not null,
+    headers     jsonb,
+    constraint dead_letter_pkey primary key (queue_id, msg_id)
+);
+create index dead_letter_died_at on mq.dead_letter (queue_id, died_at, msg_id);
+comment on table mq.dead_letter is 'Messages that were given up: rejected, or out of attempts.';
+
+-- What is still leased when a segment is otherwise done moves here, so that a lease of hours does not pin a segment.
+create table mq.survivor (
+    queue_id     int not null,
+    token        uuid not null,
+    msg_id       bigint not null,
+    leased_until timestamptz not null,
+    enqueued_at  timestamptz not null,
+    attempt      int not null,
+    payload      jsonb not null,
+    headers      jsonb,
+    history      jsonb,
+    constraint survivor_pkey primary key (queue_id, token, msg_id)
+);
+comment on table mq.survivor is 'Messages under leases that outlived their segment; few, and settled in place.';
+
+create table mq.tally (
+    queue_id  int not null,
+    delivered bigint not null default 0,
+    settled   bigint not null default 0,
+    constraint tally_pkey primary key (queue_id)
+);
+comment on table mq.tally is 'Deliveries and settlements of the segments that are gone, for queue_stats.';
+
+create type mq.delivery as (
+    msg_id       bigint,
+    receipt      text,
+    attempt      int,
+    enqueued_at  timestamptz,
+    leased_until timestamptz,
+    payload      jsonb,
+    headers      jsonb
+);
+comment on type mq.delivery is 'A message as dequeue gives it out: receipt names the lease, attempt counts from 1.';
+
+-- The COPY target. Unlogged: a row is copied into its queue by the statement that brings it, and is worthless after.
+create unlogged table mq.inbox (
+    queue      text not null,
+    payload    jsonb not null,
+    headers    jsonb,
+    deliver_at timestamptz
+) with (autovacuum_enabled = false);
+comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
+
+-- A message on its way from one place to the next: taken from a lease, to be delivered again or buried.
+create type mq._taken as (
+    msg_id      bigint,
+    enqueued_at timestamptz,
+    attempt     int,
+    payload     jsonb,
+    headers     jsonb,
+    history     jsonb,
+    outcome     text
+);
+
+-- What functions return. Types, because an argument and a result column of one name cannot both be columns of a table.
+create type mq.queue_info as (name text, settings jsonb, created_at timestamptz, paused boolean);
+create type mq.upkeep as (queue text, action text, detail text);
+create type mq.dead_message as (
+    msg_id bigint, enqueued_at timestamptz, died_at timestamptz, attempts int, reason text, history jsonb, payload jsonb, headers jsonb);
+create type mq.peeked_message as (
+    msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb);
+create type mq.message_state as (
+    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text);
+create type mq.queue_statistics as (
+    queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
+    delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);
