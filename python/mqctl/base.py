@@ -74,7 +74,9 @@ def refuse(text: str) -> click.exceptions.Exit:
 
 def _set_dsn(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
-        ctx.ensure_object(Session).dsn = value
+        session = ctx.ensure_object(Session)
+        session.dsn = value
+        _one_of(session)
 
 
 def _set_embedded(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -82,6 +84,12 @@ def _set_embedded(ctx: click.Context, param: click.Parameter, value: str | None)
         session = ctx.ensure_object(Session)
         session.use_embedded = True
         session.folder = Path(value) if value else None
+        _one_of(session)
+
+
+def _one_of(session: Session) -> None:
+    if session.use_embedded and session.dsn is not None:
+        raise click.UsageError("Give --dsn or --embedded, not both.")
 
 
 def _connection_options() -> list[click.Parameter]:

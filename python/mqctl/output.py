@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -10,11 +11,33 @@ from typing import Any
 
 import click
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 Row = Mapping[str, Any]
+
+_PIPE_WIDTH = 100_000
+_SHORTEST = 16
+_LONG = frozenset({"payload", "headers", "history", "reason", "detail"})
+_HEADINGS = {
+    "oldest_ready_age": "oldest",
+    "enqueued_total": "enqueued",
+    "delivered_total": "delivered",
+    "settled_total": "settled",
+    "bytes": "size",
+    "maintenance_overdue": "overdue",
+    "visibility_timeout": "visibility",
+    "max_attempts": "attempts",
+    "retry_backoff": "backoff",
+    "created_at": "created",
+    "enqueued_at": "enqueued",
+    "leased_until": "leased until",
+    "due_at": "due",
+    "died_at": "died",
+    "msg_id": "id",
+}
 
 
 class RawJson(str):
@@ -29,7 +52,10 @@ class RawJson(str):
 
 def console(*, stderr: bool = False) -> Console:
     """A console of now: made anew each time, since tests and pipes swap the streams."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = _PIPE_WIDTH  # nothing is cut off for a program that reads it
+    return made
 
 
 def to_json(value: object) -> str:
@@ -93,26 +119,57 @@ def cell(value: object, column: str = "") -> Text:
     return Text(str(value))
 
 
-def table(rows: Iterable[Row], columns: Sequence[str] | None = None, title: str = "") -> Table:
-    """A table of ``rows``; ``columns`` chooses and orders (default: those of the first row)."""
+def table(
+    rows: Iterable[Row],
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
+    width: int = _PIPE_WIDTH,
+) -> Table:
+    """A table of ``rows``; ``columns`` chooses and orders (default: those of the first row).
+
+    Where it would be wider than ``width``, the ``optional`` columns are left out, the first of them first, and then
+    long texts are cut.
+    """
     rows = list(rows)
     chosen = list(columns) if columns is not None else list(rows[0]) if rows else []
-    made = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
-    for name in chosen:
+    widest = {name: _width(rows, name) for name in chosen}
+    for name in optional:
+        if _total(widest) > width:
+            widest.pop(name, None)
+    for name in sorted(_LONG & widest.keys(), key=lambda name: -widest[name]):
+        excess = _total(widest) - width
+        if excess > 0:
+            widest[name] = max(_SHORTEST, widest[name] - excess)
+    made = Table(box=SIMPLE_HEAD, show_edge=False)
+    for name in widest:
         numeric = any(isinstance(row[name], (int, timedelta)) for row in rows) and not any(
             isinstance(row[name], bool) for row in rows
         )
-        long = name in ("payload", "headers", "history", "reason", "detail", "expected", "found")
         made.add_column(
-            name.replace("_", " "),
+            _heading(name),
             justify="right" if numeric else "left",
-            overflow="fold" if not long else "ellipsis",
-            no_wrap=long or numeric,
+            overflow="ellipsis" if name in _LONG else "fold",
+            no_wrap=name in _LONG or numeric,
+            max_width=widest[name],
             header_style="bold",
         )
     for row in rows:
-        made.add_row(*(cell(row[name], name) for name in chosen))
+        made.add_row(*(cell(row[name], name) for name in widest))
     return made
+
+
+def _heading(column: str) -> str:
+    return _HEADINGS.get(column, column.replace("_", " "))
+
+
+def _width(rows: Sequence[Row], column: str) -> int:
+    lines = [line for row in rows for line in cell(row[column], column).plain.splitlines()]
+    return max(map(cell_len, [_heading(column), *lines]))
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + 3 * len(widths)
 
 
 def show(
@@ -121,11 +178,13 @@ def show(
     as_json: bool,
     empty: str,
     columns: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
 ) -> None:
     """Rows as a table or as a JSON array; ``empty`` is said instead of an empty table."""
     if as_json:
         print_json(list(rows))
     elif rows:
-        console().print(table(rows, columns))
+        out = console()
+        out.print(table(rows, columns, optional=optional, width=out.width))
     else:
         click.echo(empty)

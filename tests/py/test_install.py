@@ -13,13 +13,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from support import binaries
-from support.server import Server
-from support.server import database as temporary_database
 
 from mqctl import catalogue, migrate, source, steps
 from mqctl.check import check
 from mqctl.errors import MqctlError
+from support import binaries
+from support.server import Server
+from support.server import database as temporary_database
 
 pytestmark = pytest.mark.matrix
 
@@ -224,7 +224,8 @@ def test_without_createrole_it_installs_and_says_which_roles_it_skipped(
         renamed = [
             role
             for role in catalogue.ROLES
-            if admin.execute("select from pg_roles where rolname = %s", [role]).fetchone() is not None
+            if admin.execute("select from pg_roles where rolname = %s", [role]).fetchone()
+            is not None
         ]
         for role in renamed:
             admin.execute(f"alter role {role} rename to {role}_away")
@@ -263,12 +264,25 @@ def test_psql_gets_the_same_installation_from_the_script(
 ) -> None:
     script = tmp_path / "mq.sql"
     script.write_text(source.load().script(), encoding="utf-8")
-    command = [binaries.psql(), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty, "-f", script]
+    command = [
+        str(binaries.psql()),
+        "-X",
+        "-q",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-d",
+        empty,
+        "-f",
+        str(script),
+    ]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert "nothing changed" in done.stderr
-    with psycopg.connect(empty, autocommit=True) as scripted, psycopg.connect(database) as installed:
+    with (
+        psycopg.connect(empty, autocommit=True) as scripted,
+        psycopg.connect(database) as installed,
+    ):
         assert check(scripted).findings == ()
         assert fingerprint(scripted) == fingerprint(installed)
         assert not migrate.install(scripted).changed
@@ -308,13 +322,25 @@ def test_uninstall_removes_many_queues_without_one_big_transaction(bare: Connect
 @pytest.mark.parametrize(
     ("change", "kind", "problem"),
     [
-        ("create or replace function mq.version() returns text language sql as $$ select 'x' $$", "function", "changed"),
+        (
+            "create or replace function mq.version() returns text language sql as $$ select 'x' $$",
+            "function",
+            "changed",
+        ),
         ("alter function mq.version() security invoker", "function", "changed"),
         ("alter function mq.version() reset search_path", "function", "changed"),
         ("comment on function mq.version() is 'edited'", "function", "changed"),
         ("drop function mq.version()", "function", "missing"),
-        ("create function mq.mine() returns int language sql as $$ select 1 $$", "function", "extra"),
-        ("create function mq.version(x int) returns int language sql as $$ select 1 $$", "function", "extra"),
+        (
+            "create function mq.mine() returns int language sql as $$ select 1 $$",
+            "function",
+            "extra",
+        ),
+        (
+            "create function mq.version(x int) returns int language sql as $$ select 1 $$",
+            "function",
+            "extra",
+        ),
         ("grant execute on function mq.version() to public", "grant", "changed"),
         ("revoke usage on schema mq from mq_producer", "grant", "changed"),
         ("grant select on mq.queue to mq_producer", "grant", "extra"),
@@ -341,8 +367,12 @@ def test_check_finds_what_was_changed_by_hand(
         assert fingerprint(conn) != before
 
 
-def test_check_finds_an_edited_function_although_the_record_was_edited_too(conn: Connection) -> None:
-    conn.execute("create or replace function mq.version() returns text language sql as $$ select 'x' $$")
+def test_check_finds_an_edited_function_although_the_record_was_edited_too(
+    conn: Connection,
+) -> None:
+    conn.execute(
+        "create or replace function mq.version() returns text language sql as $$ select 'x' $$"
+    )
     conn.execute("delete from mq.installed_object where kind <> 'source'")
     conn.execute("set search_path = pg_catalog, pg_temp")
     conn.execute(f"insert into mq.installed_object {catalogue.QUERY}")
@@ -359,7 +389,9 @@ def test_check_writes_nothing(conn: Connection) -> None:
 
 
 def test_install_puts_edited_functions_and_grants_right(conn: Connection) -> None:
-    conn.execute("create or replace function mq.version() returns text language sql as $$ select 'x' $$")
+    conn.execute(
+        "create or replace function mq.version() returns text language sql as $$ select 'x' $$"
+    )
     conn.execute("drop function mq.peek")
     conn.execute("grant execute on function mq.version() to public")
     outcome = migrate.install(conn)

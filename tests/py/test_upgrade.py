@@ -10,12 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.server import Server
-from support.server import database as temporary_database
 
 from mqctl import migrate, source
 from mqctl.check import check
 from mqctl.errors import SourceError
+from support.server import Server
+from support.server import database as temporary_database
 
 pytestmark = pytest.mark.matrix
 
@@ -181,7 +181,11 @@ def test_from_a_release_the_script_leaves_out_what_that_release_has(
         ("functions.sql", "select 1;", "neither a comment"),
         ("functions.sql", "\\ir functions/nowhere.sql", "cannot read"),
         ("functions.sql", "\\ir functions/depth.sql\n\\ir functions/depth.sql", "twice"),
-        ("functions/depth.sql", "create function mq.depth() returns int as $$ $$;", "not written as"),
+        (
+            "functions/depth.sql",
+            "create function mq.depth() returns int as $$ $$;",
+            "not written as",
+        ),
         ("functions/depth.sql", "select $$ never ends", "never ends"),
         ("migrations/0004_gap.sql", "select 1;", "not numbered"),
         ("migrations/four.sql", "select 1;", "not named"),

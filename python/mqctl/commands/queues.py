@@ -116,7 +116,8 @@ def list_(session: Session, as_json: bool) -> None:
         rows,
         as_json=as_json,
         empty="There are no queues. Make one: mqctl queue create NAME",
-        columns=_LISTED if rows else None,
+        columns=_LISTED,
+        optional=("created_at", "retention", "mode", "notify"),
     )
 
 

@@ -37,6 +37,15 @@ _FIGURES = (
     "paused",
     "maintenance_overdue",
 )
+_LESS = (
+    "delivered_total",
+    "segments",
+    "enqueued_total",
+    "bytes",
+    "settled_total",
+    "maintenance_overdue",
+    "paused",
+)
 _LONGEST_PAUSE = 30.0
 
 
@@ -84,7 +93,13 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
     with session.connect() as conn:
         if not watch:
             rows = call(conn, "queue_stats", queue=queue)
-            show(rows, as_json=as_json, empty="There are no queues.", columns=_FIGURES)
+            show(
+                rows,
+                as_json=as_json,
+                empty="There are no queues.",
+                columns=_FIGURES,
+                optional=_LESS,
+            )
             return
         out = console()
         live = (
@@ -96,9 +111,17 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
             while not stopped.is_set():
                 rows = call(conn, "queue_stats", queue=queue)
                 if live is not None:
-                    live.update(table(rows, _FIGURES), refresh=True)
+                    live.update(
+                        table(rows, _FIGURES, optional=_LESS, width=out.width), refresh=True
+                    )
                 else:
-                    show(rows, as_json=as_json, empty="There are no queues.", columns=_FIGURES)
+                    show(
+                        rows,
+                        as_json=as_json,
+                        empty="There are no queues.",
+                        columns=_FIGURES,
+                        optional=_LESS,
+                    )
                 stopped.wait(every)
 
 
@@ -124,12 +147,10 @@ def status(session: Session, as_json: bool) -> None:
     top.add_column()
     for name, fact in facts.items():
         top.add_row(name.replace("_", " "), cell(fact, name))
-    below = (
-        table(queues, _FIGURES)
-        if queues
-        else Text("There are no queues. Make one: mqctl queue create NAME")
-    )
-    console().print(Lines(top, Text(), below))
+    out = console()
+    below = table(queues, _FIGURES, optional=_LESS, width=out.width)
+    none = Text("There are no queues. Make one: mqctl queue create NAME")
+    out.print(Lines(top, Text(), below if queues else none))
 
 
 def _facts(conn: Connection, queues: Sequence[Row]) -> dict[str, object]:

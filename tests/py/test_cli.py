@@ -1,0 +1,573 @@
+"""The command line: every command against a real server, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
+
+from mqctl import __version__, source
+from mqctl.base import Root, _attach_folder
+from mqctl.cli import main
+from mqctl.output import RawJson, duration, size, to_json
+from mqctl.params import check_json
+from support.server import Server
+from support.server import database as temporary_database
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a run of mqctl said, and its exit status."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Said]
+
+
+def run(
+    *words: object, dsn: str | None = None, stdin: str | bytes | None = None, **env: str
+) -> Said:
+    """mqctl with these words, in this process."""
+    args = [str(word) for word in words]
+    if dsn is not None:
+        args = ["--dsn", dsn, *args]
+    result = CliRunner().invoke(main, args, input=stdin, env={"COLUMNS": "200", **env})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return Said(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def cli(database: str) -> Cli:
+    """mqctl on a database with mq, as its owner: cli("peek", "q")."""
+
+    def call(*words: object, stdin: str | bytes | None = None) -> Said:
+        return run(*words, dsn=database, stdin=stdin)
+
+    return call
+
+
+@pytest.fixture
+def ok(cli: Cli) -> Cli:
+    """The same, and it must succeed."""
+
+    def call(*words: object, stdin: str | bytes | None = None) -> Said:
+        said = cli(*words, stdin=stdin)
+        assert said.code == 0, said
+        return said
+
+    return call
+
+
+@pytest.fixture
+def empty(server: Server) -> Iterator[str]:
+    with temporary_database(server, "cli_empty") as dsn:
+        yield dsn
+
+
+def commands(
+    group: click.Group = main, *path: str
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+ALL = {" ".join(path): command for path, command in commands()}
+
+
+def test_the_commands_are_those_that_were_promised() -> None:
+    assert set(ALL) == {
+        *("install", "upgrade", "uninstall", "check", "sql", "version", "demo"),
+        *(
+            "queue",
+            "dead",
+            "enqueue",
+            "dequeue",
+            "ack",
+            "nack",
+            "peek",
+            "stats",
+            "status",
+            "maintain",
+        ),
+        *(
+            f"queue {name}"
+            for name in ["create", "alter", "list", "show", "drop", "purge", "pause", "resume"]
+        ),
+        *(f"dead {name}" for name in ["list", "redrive", "purge"]),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_every_command_has_examples_of_itself_in_its_help(name: str) -> None:
+    said = run(*name.split(), "--help")
+    assert said.code == 0
+    examples = said.out.partition("Examples:")[2].partition("Options:")[0]
+    assert f"mqctl {name}" in examples or f"{name} " in examples or name == "demo", said.out
+    assert isinstance(main, Root)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["queue"],
+        ["queue", "create"],
+        ["enqueue"],
+        ["enqueue", "q", "{"],
+        ["enqueue", "q", "NaN"],
+        ["enqueue", "q", "[" * 100_000],
+        ["enqueue", "q", "1", "--file", "-"],
+        ["enqueue", "q", "1", "--headers", "{"],
+        ["enqueue", "q", "1", "--delay", "30"],
+        ["enqueue", "q", "1", "--delay", ""],
+        ["enqueue", "q", "--file", "/nowhere/at/all"],
+        ["dequeue", "q", "-n", "many"],
+        ["queue", "alter", "q"],
+        ["queue", "create", "q", "--notify", "sometimes"],
+        ["queue", "create", "q", "--max-attempts", "many"],
+        ["ack", "q"],
+        ["ack", "q", "receipt", "one"],
+        ["stats", "--watch", "--every", "0s"],
+        ["stats", "--watch", "--every", "soon"],
+        ["demo", "/nowhere/at/all"],
+        ["demo", "--workers", "1"],
+    ],
+)
+def test_wrong_usage_ends_with_2_before_any_server_is_asked(words: list[str]) -> None:
+    said = run(*words, dsn="host=/nowhere")
+    assert said.code == 2, said
+    assert "Usage:" in said.err
+
+
+def test_dsn_and_embedded_together_are_wrong_usage(tmp_path: Path) -> None:
+    said = run("--embedded", f"{tmp_path}/pg", "stats", dsn="host=/nowhere")
+    assert said.code == 2, said
+
+
+def test_an_unreachable_server_is_explained() -> None:
+    said = run("status", dsn="host=/nowhere")
+    assert said.code == 1
+    assert "cannot connect" in said.err
+    assert "HINT" in said.err
+
+
+def test_a_connection_string_that_is_none_is_explained() -> None:
+    said = run("status", dsn="nonsense")
+    assert said.code == 1
+    assert "connection string looks like" in said.err
+
+
+def test_a_missing_role_and_a_missing_database_are_explained(server: Server) -> None:
+    for dsn in (server.dsn(user="nobody_here"), server.dsn("nothing_here")):
+        said = run("status", dsn=dsn)
+        assert said.code == 1
+        assert "does not exist" in said.err
+        assert "HINT" in said.err
+
+
+def test_without_mq_every_command_says_how_to_install_it(empty: str) -> None:
+    for words in (["stats"], ["status"], ["check"], ["upgrade"], ["enqueue", "q", "1"], ["demo"]):
+        said = run(*words, dsn=empty)
+        assert said.code == 1, said
+        assert "mqctl install" in said.err, said
+
+
+def test_somebody_without_rights_is_told_which_role_is_wanted(
+    server: Server, database: str
+) -> None:
+    with server.connect() as admin:
+        admin.execute("create role cli_stranger login")
+    try:
+        said = run("stats", dsn=make_conninfo(database, user="cli_stranger"))
+        assert said.code == 1
+        assert "mq_consumer" in said.err
+        assert run("check", dsn=make_conninfo(database, user="cli_stranger")).code == 1
+    finally:
+        with server.connect() as admin:
+            admin.execute("drop role cli_stranger")
+
+
+def test_the_usual_variables_say_where_the_server_is(server: Server, database: str) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
+    environment = {k: v for k, v in server.env(str(name)).items() if k.startswith("PG")}
+    assert run("queue", "list", "--json", **environment).json == []
+
+
+def test_the_connection_options_may_stand_behind_the_command(database: str) -> None:
+    assert run("queue", "list", "--json", "--dsn", database).json == []
+
+
+def test_install_check_upgrade_uninstall(empty: str) -> None:
+    first = run("install", dsn=empty)
+    assert (first.code, "installed" in first.out) == (0, True), first
+    again = run("install", dsn=empty)
+    assert (again.code, "nothing was changed" in again.out) == (0, True), again
+    assert run("upgrade", dsn=empty).code == 0
+    checked = run("check", dsn=empty)
+    assert (checked.code, "as shipped" in checked.out) == (0, True), checked
+    assert run("queue", "create", "q", dsn=empty).code == 0
+    assert run("enqueue", "q", "1", dsn=empty).code == 0
+    refused = run("uninstall", "--yes", dsn=empty)
+    assert (refused.code, "q (1)" in refused.err) == (1, True), refused
+    assert run("uninstall", dsn=empty, stdin="n\n").code == 1
+    assert run("uninstall", "--yes", "--force", dsn=empty).code == 0
+    assert run("uninstall", "--yes", dsn=empty).code == 1
+
+
+def test_check_shows_drift_and_ends_with_1(cli: Cli, conn: Connection) -> None:
+    conn.execute("alter function mq.version() security invoker")
+    conn.execute("grant select on mq.queue to mq_producer")
+    said = cli("check")
+    assert said.code == 1
+    assert "version()" in said.out
+    assert "SECURITY DEFINER" in said.out
+    assert "relation queue" in said.out
+    found = cli("check", "--json")
+    assert found.code == 1
+    assert {f["kind"] for f in found.json["findings"]} == {"function", "grant"}
+
+
+def test_sql_prints_the_script(tmp_path: Path) -> None:
+    assert run("sql").out == source.load().script()
+    assert run("sql", "--output", tmp_path / "mq.sql").code == 0
+    assert (tmp_path / "mq.sql").read_text() == source.load().script()
+    assert run("sql", "--from", __version__).out == source.load().script(__version__)
+    assert run("sql", "--from", "9.9.9").code == 1
+    assert run("sql", "--output", tmp_path / "nowhere" / "mq.sql").code == 1
+
+
+def test_version() -> None:
+    assert run("version").out.startswith(f"mqctl {__version__}\n")
+    assert run("version", "--json").json["source_fingerprint"] == source.load().fingerprint()
+    assert run("--version").out == f"mqctl {__version__}\n"
+
+
+def test_queues_are_made_listed_changed_and_dropped(ok: Cli, cli: Cli) -> None:
+    assert "no queues" in ok("queue", "list").out
+    ok("queue", "create", "mail", "--max-attempts", "3", "--visibility-timeout", "5m")
+    assert cli("queue", "create", "mail").code == 1
+    ok("queue", "create", "mail", "--if-not-exists")
+    listed = ok("queue", "list").out
+    assert "mail" in listed
+    assert "00:05:00" in listed
+    ok("queue", "alter", "mail", "--max-attempts", "7")
+    shown = ok("queue", "show", "mail", "--json").json
+    assert shown["name"] == "mail"
+    assert shown["settings"]["max_attempts"] == 7
+    assert shown["stats"]["ready"] == 0
+    assert "visibility timeout" in ok("queue", "show", "mail").out
+    assert cli("queue", "show", "nowhere").code == 1
+    ok("queue", "pause", "mail")
+    assert ok("queue", "list", "--json").json[0]["paused"] is True
+    ok("queue", "resume", "mail")
+    ok("enqueue", "mail", "1")
+    assert cli("queue", "purge", "mail", stdin="n\n").code == 1
+    assert ok("queue", "purge", "mail", "--yes").out.startswith("1 ")
+    assert cli("queue", "drop", "mail", stdin="n\n").code == 1
+    ok("queue", "drop", "mail", "--yes")
+    assert ok("queue", "list", "--json").json == []
+
+
+def test_a_message_goes_in_and_out(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q")
+    assert ok("enqueue", "q", '{"x": 1.10}', "--headers", '{"h": 1}').out == "1\n"
+    assert ok("enqueue", "q", "--text", "it's").out == "2\n"
+    peeked = ok("peek", "q", "--json").json
+    assert [row["state"] for row in peeked] == ["ready", "ready"]
+    assert "it's" in ok("peek", "q").out
+    taken = ok("dequeue", "q", "-n", "10", "--json")
+    assert '"payload": {"x": 1.10}' in taken.out  # digits as they were
+    rows = taken.json
+    assert [row["payload"] for row in rows] == [{"x": 1.10}, "it's"]
+    assert rows[0]["headers"] == {"h": 1}
+    receipt = rows[0]["receipt"]
+    assert ok("ack", "q", receipt, "1").out == "1 message acknowledged\n"
+    assert ok("ack", "q", receipt, "--json").json == {"settled": 1}
+    late = cli("ack", "q", receipt)
+    assert (late.code, "Nothing was settled" in late.err) == (1, True)
+    strict = cli("ack", "q", receipt, "--strict")
+    assert (strict.code, strict.err.startswith("error:")) == (1, True), strict
+    assert "Nothing can be delivered" in ok("dequeue", "q").out
+    assert ok("dequeue", "q", "--json").json == []
+
+
+def test_dequeue_prints_a_receipt_that_ack_takes(ok: Cli) -> None:
+    ok("queue", "create", "q")
+    ok("enqueue", "q", "1")
+    receipt = ok("dequeue", "q", "--wait", "1s").out.rpartition("receipt ")[2].strip()
+    ok("enqueue", "q", "2")
+    following = ok("dequeue", "q", "--ack", receipt, "--visibility-timeout", "1m", "--json").json
+    assert [row["payload"] for row in following] == [2]
+
+
+def test_nack_delays_or_buries(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q")
+    ok("enqueue", "q", "1")
+    receipt = ok("dequeue", "q", "--json").json[0]["receipt"]
+    assert (
+        ok("nack", "q", receipt, "--delay", "1h", "--reason", "later").out
+        == "1 message given back\n"
+    )
+    assert ok("peek", "q", "--json").json[0]["state"] == "deferred"
+    ok("enqueue", "q", "2")
+    receipt = ok("dequeue", "q", "--json").json[0]["receipt"]
+    assert ok("nack", "q", receipt, "2", "--dead", "--reason", "broken", "--json").json == {
+        "settled": 1
+    }
+    assert cli("nack", "q", receipt).code == 1
+
+
+def test_dead_letters_are_listed_redriven_and_purged(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q")
+    ok("queue", "create", "other")
+    assert "no dead letters" in ok("dead", "list", "q").out
+    for _ in range(3):
+        ok("enqueue", "q", "{}")
+    receipt = ok("dequeue", "q", "-n", "3", "--json").json[0]["receipt"]
+    ok("nack", "q", receipt, "--dead", "--reason", "no such mailbox")
+    assert "no such mailbox" in ok("dead", "list", "q").out
+    assert len(ok("dead", "list", "q", "--json").json) == 3
+    assert ok("dead", "redrive", "q", "1").out == "1 dead letter redriven\n"
+    assert ok("dead", "redrive", "q", "--to", "other", "--max", "1", "--json").json == {
+        "redriven": 1
+    }
+    assert len(ok("peek", "other", "--json").json) == 1
+    assert ok("dead", "purge", "q", "--older-than", "1h", "--yes").out == "0 dead letters removed\n"
+    assert cli("dead", "purge", "q", stdin="n\n").code == 1
+    assert ok("dead", "purge", "q", "--yes", "--json").json == {"purged": 1}
+
+
+def test_lines_are_enqueued_in_bulk_from_a_file_and_from_standard_input(
+    ok: Cli, tmp_path: Path
+) -> None:
+    ok("queue", "create", "q")
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f'{{"n": {n}}}\n\n' for n in range(2_500)))
+    said = ok("enqueue", "q", "--file", lines, "--json").json
+    assert said == {"queue": "q", "enqueued": 2500, "first_msg_id": 1, "last_msg_id": 2500}
+    assert "2 messages" in ok("enqueue", "q", stdin="1\n2\n").out
+    assert "1 message " in ok("enqueue", "q", "--file", "-", "--text", stdin="plain text").out
+    assert "nothing was enqueued" in ok("enqueue", "q", stdin="\n\n").out
+    assert ok("stats", "q", "--json").json[0]["ready"] == 2503
+
+
+@pytest.mark.parametrize(
+    ("stdin", "says"),
+    [
+        ("1\n" * 1500 + "{\n", "line 1501"),
+        (b"1\n\xff\n", "line 2: not UTF-8"),
+        ('1\n"\\u0000"\n', "error:"),
+    ],
+)
+def test_one_bad_line_and_nothing_is_enqueued(
+    ok: Cli, cli: Cli, stdin: str | bytes, says: str
+) -> None:
+    ok("queue", "create", "q")
+    said = cli("enqueue", "q", stdin=stdin)
+    assert said.code == 1
+    assert says in said.err
+    assert ok("peek", "q", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["enqueue", "nowhere", "1"],
+        ["enqueue", "q", "1", "--delay", "-1s"],
+        ["enqueue", "q", "1", "--delay", "soon"],
+        ["enqueue", "q", "1", "--deliver-at", "someday"],
+        ["enqueue", "q", '"\\u0000"'],
+        ["dequeue", "nowhere"],
+        ["dequeue", "q", "-n", "0"],
+        ["dequeue", "q", "-n", "1000000000"],
+        ["dequeue", "q", "--wait", "1h"],
+        ["dequeue", "q", "--visibility-timeout", "-5s"],
+        ["ack", "q", "not-a-receipt"],
+        ["nack", "q", "not-a-receipt"],
+        ["queue", "create", "a b"],
+        ["queue", "create", ""],
+        ["queue", "create", "new", "--max-attempts", "0"],
+        ["queue", "create", "new", "--retry-backoff", "-1s"],
+        ["queue", "alter", "nowhere", "--max-attempts", "3"],
+        ["queue", "drop", "nowhere", "--yes"],
+        ["queue", "purge", "nowhere", "--yes"],
+        ["queue", "pause", "nowhere"],
+        ["peek", "nowhere"],
+        ["peek", "q", "-n", "-1"],
+        ["stats", "nowhere"],
+        ["maintain", "nowhere"],
+        ["dead", "list", "nowhere"],
+        ["dead", "redrive", "q", "--to", "nowhere"],
+        ["dead", "purge", "nowhere", "--yes"],
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_what_the_server_refuses_ends_with_1_and_its_message(
+    ok: Cli, cli: Cli, words: list[str]
+) -> None:
+    ok("queue", "create", "q")
+    said = cli(*words)
+    assert said.code == 1, said
+    assert said.err.startswith("error: "), said
+
+
+def test_detail_and_hint_of_the_server_are_shown(cli: Cli) -> None:
+    assert "HINT: " in cli("enqueue", "nowhere", "1").err
+
+
+def test_stats_and_status(ok: Cli) -> None:
+    assert "no queues" in ok("stats").out
+    ok("queue", "create", "q")
+    ok("enqueue", "q", "1")
+    assert ok("stats", "--json").json[0]["ready"] == 1
+    assert "q" in ok("stats").out
+    seen = ok("status").out
+    for word in ("PostgreSQL", "mq_admin", "as shipped", "1 queues, 1 ready", "oldest ready age"):
+        assert word in seen, seen
+    facts = ok("status", "--json").json
+    assert facts["mq"]
+    assert facts["queues"][0]["queue"] == "q"
+
+
+def test_maintain(ok: Cli) -> None:
+    ok("queue", "create", "q")
+    assert isinstance(ok("maintain", "--json").json, list)
+    ok("maintain", "q")
+
+
+def program(*words: str, dsn: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mqctl", "--dsn", dsn, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(source.__file__).parents[1]),
+            "PYTHONUNBUFFERED": "1",
+        },
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stats_watch_goes_on_until_a_signal(ok: Cli, database: str, number: signal.Signals) -> None:
+    ok("queue", "create", "q")
+    with program("stats", "--watch", "--every", "100ms", "--json", dsn=database) as watching:
+        assert watching.stdout is not None
+        for _ in range(3):
+            assert json.loads(watching.stdout.readline())[0]["queue"] == "q"
+        watching.send_signal(number)
+        _, err = watching.communicate(timeout=20)
+    assert (watching.returncode, err) == (0, "")
+
+
+def test_maintain_loop_survives_a_lost_connection_and_ends_on_sigterm(
+    ok: Cli, database: str, conn: Connection
+) -> None:
+    ok("queue", "create", "q")
+
+    def backend() -> int | None:
+        query = "select pid from pg_stat_activity where application_name = 'mqctl' and datname = current_database()"
+        row = conn.execute(query).fetchone()
+        return row[0] if row else None
+
+    def other_backend(than: int | None) -> int:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            pid = backend()
+            if pid is not None and pid != than:
+                return pid
+            time.sleep(0.02)
+        raise AssertionError("mqctl did not connect")
+
+    with program("maintain", "--loop", "--every", "100ms", dsn=database) as looping:
+        first = other_backend(None)
+        conn.execute("select pg_terminate_backend(%s)", [first])
+        other_backend(first)
+        looping.send_signal(signal.SIGTERM)
+        _, err = looping.communicate(timeout=20)
+    assert looping.returncode == 0
+    assert "next try" in err
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_error_to_shout_about(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mqctl sql | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(Path(source.__file__).parents[1])}
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.startswith("-- mq")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_defect_is_reported_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ValueError("oops")
+
+    monkeypatch.setattr(source, "load", broken)
+    monkeypatch.delenv("MQCTL_DEBUG", raising=False)
+    said = run("version")
+    assert said.code == 1
+    assert "ValueError: oops" in said.err
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        (["--embedded", "stats"], ["--embedded=", "stats"]),
+        (["--embedded", "{new}/pg", "stats"], ["--embedded={new}/pg", "stats"]),
+        (["--embedded={new}/pg", "stats"], ["--embedded={new}/pg", "stats"]),
+        (["demo", "--embedded", "{full}"], ["demo", "--embedded=", "{full}"]),
+        (["stats", "--embedded"], ["stats", "--embedded="]),
+        (["enqueue", "q", "--", "--embedded"], ["enqueue", "q", "--", "--embedded"]),
+    ],
+)
+def test_embedded_takes_a_folder_only_where_one_is_meant(
+    tmp_path: Path, given: list[str], becomes: list[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+
+    def fill(words: list[str]) -> list[str]:
+        return [word.format(new=tmp_path / "new", full=tmp_path / "full") for word in words]
+
+    assert _attach_folder(fill(given)) == fill(becomes)
+
+
+def test_values_as_people_and_programs_read_them() -> None:
+    from datetime import timedelta
+
+    assert duration(timedelta(seconds=5.25)) == "5.25s"
+    assert duration(timedelta(days=1, hours=2, minutes=3)) == "1d 2h"
+    assert size(1536) == "1.5 kB"
+    assert size(12) == "12 B"
+    row = {"a": RawJson('{"n": 1.10}'), "b": timedelta(seconds=2), "c": None, "d": [1, "é"]}
+    assert to_json(row) == '{"a": {"n": 1.10}, "b": 2.0, "c": null, "d": [1, "é"]}'
+    with pytest.raises(ValueError, match="Infinity"):
+        check_json("[Infinity]")
