@@ -12,13 +12,16 @@ import json
 import multiprocessing
 import os
 import secrets
+import signal
 import stat
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -29,9 +32,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mqctl.base import call, explain, value
+from mqctl.base import call, explain, note, value
 from mqctl.errors import MqctlError
-from mqctl.output import console, size
+from mqctl.output import console, plural, size
 from mqctl.session import Connection, connect
 
 _LEASE_SECONDS = 4.0
@@ -40,6 +43,7 @@ _BATCH = 1_000
 _MAX_ATTEMPTS = 3
 _STALLED_SECONDS = 60.0
 _LEASE_LOST = "MQ003"
+_HOLDING, _NOW = 1, 2  # when the victim is to stand still: as soon as it holds messages, or at once
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
@@ -93,14 +97,17 @@ class _Place:
 class _Board:
     """Numbers in memory shared with the workers; no locks, so a killed worker cannot keep one.
 
-    Each worker counts on its own; the first one, the victim, says how many messages it holds when it is told to stand still.
+    Each worker counts on its own. The first one, the victim, stands still when it is told to, and says how many messages it
+    holds.
     """
 
     def __init__(self, context: Any, workers: int) -> None:
         self.done = context.RawArray("q", workers)
         self.lost = context.RawArray("q", workers)
+        self.ready = context.RawArray("b", workers)
         self.stop = context.RawValue("b", 0)
         self.stand_still = context.RawValue("b", 0)
+        self.still = context.RawValue("b", 0)
         self.held = context.RawValue("q", 0)
 
 
@@ -123,12 +130,33 @@ def run(
     failing = min(failing, max(1, len(paths) // 4))
     name = f"demo_{secrets.token_hex(3)}"
     place = _Place(queue=name, schema=f"mq_{name}")
+    with _signal(signal.SIGTERM, _leave):
+        try:
+            _set_up(conn, place)
+            return _play(conn, dsn, place, root, paths, workers, failing, keep, out)
+        finally:
+            if not keep:
+                _clean_up(conn, place)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM: end in good order, with what was made removed."""
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _signal(
+    number: signal.Signals, handler: Callable[..., None] | signal.Handlers
+) -> Iterator[None]:
+    """Another handler for a while; only the main thread can have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
     try:
-        _set_up(conn, place)
-        return _play(conn, dsn, place, root, paths, workers, failing, keep, out)
+        yield
     finally:
-        if not keep:
-            _clean_up(conn, place)
+        signal.signal(number, before)
 
 
 def _scan(folder: Path | None, out: Console) -> tuple[Path, list[str]]:
@@ -154,7 +182,7 @@ def _scan(folder: Path | None, out: Console) -> tuple[Path, list[str]]:
                 continue
             found.append(os.path.relpath(path, root))
     if skipped:
-        out.print(f"[dim]{skipped} files that cannot be read or named were left out[/dim]")
+        out.print(f"[dim]{plural(skipped, 'file')} left out: cannot be read, or named[/dim]")
     if not found:
         raise MqctlError(
             f"there are no files to hash in {root}", hint="Give another folder: mqctl demo FOLDER"
@@ -193,11 +221,15 @@ def _set_up(conn: Connection, place: _Place) -> None:
 
 
 def _clean_up(conn: Connection, place: _Place) -> None:
-    with contextlib.suppress(psycopg.Error):
-        call(conn, "drop_queue", queue=place.queue)
-    with contextlib.suppress(psycopg.Error):
+    try:
         conn.execute("set client_min_messages = warning")
         conn.execute(place.query("drop schema if exists {schema} cascade"))
+        if any(row["name"] == place.queue for row in call(conn, "queues")):
+            call(conn, "drop_queue", queue=place.queue)
+    except psycopg.Error as error:
+        note(
+            f'queue "{place.queue}" or schema "{place.schema}" was left behind: {explain(error)[0]}'
+        )
 
 
 def _play(
@@ -225,7 +257,7 @@ def _play(
         )
         _enqueue(conn, place, paths, progress)
         progress.console.print(
-            f"{len(paths):,} files of {root} enqueued, one message a file; {failing} of them will fail on purpose"
+            f"{plural(len(paths), 'file')} of {root} enqueued, one message a file; {failing} will fail on purpose"
         )
         task = progress.add_task("hash", total=len(paths), remark="")
         run = _Run(
@@ -275,14 +307,14 @@ class _Run:
         out: Console,
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._conn, self._place, self._total, self._failing = conn, place, total, failing
+        self._conn, self._place, self._total, self.failing = conn, place, total, failing
         self._advance, self._out = advance, out
         self._board = _Board(context, workers)
         self._errors = context.SimpleQueue()
         self._processes: list[BaseProcess] = [
             context.Process(
                 target=_worker,
-                args=(dsn, place, str(root), number, self._board, self._errors),
+                args=(os.getpid(), dsn, place, str(root), number, self._board, self._errors),
                 name=f"mq-demo-{number}",
                 daemon=True,
             )
@@ -304,8 +336,10 @@ class _Run:
         return sum(self._board.lost)
 
     def __enter__(self) -> _Run:
-        for process in self._processes:
-            process.start()
+        # Ctrl-C goes to the whole process group; the workers, which inherit this, leave it to us.
+        with _signal(signal.SIGINT, signal.SIG_IGN):
+            for process in self._processes:
+                process.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -320,6 +354,10 @@ class _Run:
     def watch(self) -> None:
         """Until every file has its result: shows how far it is, kills the victim half way, cures and redrives."""
         started = moved = time.monotonic()
+        while not any(self._board.ready) and time.monotonic() - started < _STALLED_SECONDS:
+            self._check_workers()
+            time.sleep(0.01)
+        started = moved = time.monotonic()
         upkeep, before = 0.0, -1
         while (done := self.done) < self._total:
             now = time.monotonic()
@@ -332,26 +370,26 @@ class _Run:
                 call(self._conn, "maintain", queue=self._place.queue)
                 if not self.redriven:
                     letters = call(
-                        self._conn, "dead_letters", queue=self._place.queue, n=self._failing + 1
+                        self._conn, "dead_letters", queue=self._place.queue, n=self.failing + 1
                     )
                     self.dead = len(letters)
                 upkeep = now
-            if not self.rate and done >= self._total - self._failing - self._board.held.value:
+            if not self.rate and done >= self._total - self.failing - self._board.held.value:
                 self.rate = done / max(now - started, 1e-9)
             self._kill_victim(done)
             self._cure(done)
-            self._advance(done, f"{self.dead} dead letters" if self.dead else "")
+            self._advance(done, plural(self.dead, "dead letter") if self.dead else "")
             time.sleep(0.02)
         self.seconds = time.monotonic() - started
-        self._advance(self._total, f"{self.dead} dead letters, redriven")
+        self._advance(self._total, f"{plural(self.dead, 'dead letter')}, redriven")
         self.rate = self.rate or self._total / max(self.seconds, 1e-9)
 
     def _kill_victim(self, done: int) -> None:
         """SIGKILL for the first worker half way, as soon as it holds messages."""
         if self.killed or done < self._total // 2:
             return
-        self._board.stand_still.value = 1
-        if self._board.held.value == 0 and done < self._total - self._failing:
+        self._board.stand_still.value = _NOW if done >= self._total - self.failing else _HOLDING
+        if not self._board.still.value:
             return
         victim = self._processes[0]
         victim.kill()
@@ -359,17 +397,17 @@ class _Run:
         self.killed = True
         self.held = self._board.held.value
         self._out.print(
-            f"worker 0 (pid {victim.pid}) killed by SIGKILL while it held {self.held} messages"
+            f"worker 0 (pid {victim.pid}) killed by SIGKILL while it held {plural(self.held, 'message')}"
         )
 
     def _cure(self, done: int) -> None:
         """Once all that must fail is dead and all else is done: take the fault away and send the dead letters again."""
-        if self.redriven or self.dead < self._failing or done < self._total - self.dead:
+        if self.redriven or self.dead < self.failing or done < self._total - self.dead:
             return
         self._conn.execute(self._place.query("delete from {schema}.faulty"))
         self.redriven = value(self._conn, "redrive", queue=self._place.queue)
         self._out.print(
-            f"{self.dead} dead letters after {_MAX_ATTEMPTS} attempts each; cured, and {self.redriven} redriven"
+            f"{plural(self.dead, 'dead letter')} after {_MAX_ATTEMPTS} attempts each; cured, and {self.redriven} redriven"
         )
 
     def _check_workers(self) -> None:
@@ -382,16 +420,21 @@ class _Run:
                 )
 
 
-def _worker(dsn: str, place: _Place, root: str, number: int, board: _Board, errors: Any) -> None:
+def _worker(
+    parent: int, dsn: str, place: _Place, root: str, number: int, board: _Board, errors: Any
+) -> None:
     """A worker process: takes messages, a few a lease, until told to stop. Never prints a traceback."""
     try:
         with connect(dsn) as conn:
-            while not board.stop.value:
+            board.ready[number] = 1
+            while not board.stop.value and os.getppid() == parent:
                 rows = call(
                     conn, "dequeue", queue=place.queue, n=_PER_LEASE, wait="200 milliseconds"
                 )
-                if rows and number == 0 and board.stand_still.value:
+                order = board.stand_still.value
+                if number == 0 and (order == _NOW or (order == _HOLDING and rows)):
                     board.held.value = len(rows)
+                    board.still.value = 1
                     time.sleep(3600)  # the SIGKILL comes here
                 if rows:
                     try:
@@ -402,8 +445,6 @@ def _worker(dsn: str, place: _Place, root: str, number: int, board: _Board, erro
                         board.lost[number] += (
                             1  # all of it was rolled back, and somebody else has it
                         )
-    except KeyboardInterrupt:
-        pass
     except Exception as error:
         message, detail, hint = explain(error)
         errors.put(" ".join(part for part in (message, detail, hint) if part))
@@ -496,6 +537,8 @@ def _judge(
     ]
     failed = set(failures)
     taken_over = sum(row["attempt"] > 1 for path, row in results.items() if path not in failed)
+    # Attempts at files meant to fail that ended with the killed worker, or a lost lease, instead of with a failure.
+    unseen = run.dead * _MAX_ATTEMPTS - len(failures)
     left = call(conn, "queue_stats", queue=place.queue)[0]
     rest = {state: int(left[state] or 0) for state in ("ready", "deferred", "leased", "dead")}
     checks = (
@@ -506,9 +549,8 @@ def _judge(
         ),
         Check(
             f"what fails is tried {_MAX_ATTEMPTS} times, then a dead letter",
-            len(failures) == run.dead * _MAX_ATTEMPTS - _unseen(run, failures)
-            and run.dead == run._failing,
-            f"{run.dead} dead letters, {len(failures)} failed attempts",
+            run.dead == run.failing and 0 <= unseen <= run.held + run.lost * _PER_LEASE,
+            f"{plural(run.dead, 'dead letter')}, {plural(len(failures), 'failed attempt')}",
         ),
         Check(
             "every dead letter was redriven and succeeded",
@@ -517,13 +559,14 @@ def _judge(
         ),
         Check(
             "what the killed worker held was done by others",
-            run.killed and taken_over + _unseen(run, failures) >= run.held,
-            f"{taken_over} of {run.held}",
+            run.killed and taken_over + unseen >= run.held,
+            f"{taken_over + unseen} of {run.held}",
         ),
         Check(
             "the queue is empty",
             not any(rest.values()),
-            ", ".join(f"{n} {state}" for state, n in rest.items() if n) or "nothing left",
+            ", ".join(f"{count} {state}" for state, count in rest.items() if count)
+            or "nothing left",
         ),
     )
     return Result(
@@ -540,11 +583,6 @@ def _judge(
         checks=checks,
         kept=f'queue "{place.queue}", schema "{place.schema}"' if keep else "",
     )
-
-
-def _unseen(run: _Run, failures: Sequence[str]) -> int:
-    """Attempts at files meant to fail that ended with the killed worker (or a lost lease) instead of with a failure."""
-    return max(0, min(run.dead * _MAX_ATTEMPTS - len(failures), run.held + run.lost * _PER_LEASE))
 
 
 def show(result: Result) -> None:

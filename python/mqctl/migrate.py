@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
-from psycopg.rows import scalar_row
+from psycopg.rows import scalar_row, tuple_row
 
 from mqctl import catalogue, steps
 from mqctl.errors import MqctlError
+from mqctl.output import plural
 from mqctl.source import Source, load
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +83,7 @@ def upgrade(
 
 def is_installed(conn: psycopg.Connection[object]) -> bool:
     """Whether schema ``mq`` is there and is ours."""
-    with conn.cursor(row_factory=scalar_row) as cursor:
+    with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
         cursor.execute(
             """select exists (
                    select from pg_catalog.pg_namespace as n
@@ -95,16 +96,11 @@ def is_installed(conn: psycopg.Connection[object]) -> bool:
 
 def messages_left(conn: psycopg.Connection[object]) -> dict[str, int]:
     """Queues that still hold messages, dead letters included: name to number of messages."""
-    rows = conn.cursor().execute(
-        """select s.queue, coalesce(s.ready, 0) + coalesce(s.deferred, 0) + coalesce(s.leased, 0) + coalesce(s.dead, 0)
-           from mq.queue_stats() as s"""
-    )
-    counts: dict[str, int] = {}
-    for row in rows:
-        assert isinstance(row, tuple)
-        if row[1]:
-            counts[row[0]] = int(row[1])
-    return counts
+    query = """
+        select s.queue, s.ready + s.deferred + s.leased + s.dead as messages
+        from mq.queue_stats() as s"""
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        return {name: int(count) for name, count in cursor.execute(query) if count}
 
 
 def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
@@ -125,7 +121,7 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
     if not force and (left := messages_left(conn)):
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
         raise MqctlError(
-            f"there are messages left in {len(left)} {'queue' if len(left) == 1 else 'queues'}",
+            f"there are messages left in {plural(len(left), 'queue')}",
             detail=f"Messages and dead letters: {listed}.",
             hint="Consume or purge them, or lose them: mqctl uninstall --force",
         )
@@ -207,7 +203,7 @@ def _existing_roles(conn: psycopg.Connection[object]) -> list[str]:
 def _scalars(
     conn: psycopg.Connection[object], query: str, values: list[object] | None = None
 ) -> list[str]:
-    with conn.cursor(row_factory=scalar_row) as cursor:
+    with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
         return [str(value) for value in cursor.execute(query, values)]
 
 

@@ -95,6 +95,11 @@ def duration(value: timedelta) -> str:
     return ("-" if seconds < 0 else "") + " ".join(parts[:2])
 
 
+def plural(count: int, noun: str) -> str:
+    """``1 message``, ``2,000 messages``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def size(count: float) -> str:
     """``8 kB``, ``1.2 MB``: bytes in units of 1,024."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mqctl.base import Group, call, json_option, pass_session, value, yes_option
-from mqctl.output import print_json, show
+from mqctl.output import plural, print_json, show
 from mqctl.params import DURATION
 from mqctl.session import Session
 
@@ -80,7 +80,7 @@ def redrive(
     if as_json:
         print_json({"redriven": count})
     else:
-        click.echo(f"{count} {'dead letter' if count == 1 else 'dead letters'} redriven")
+        click.echo(f"{plural(count, 'dead letter')} redriven")
 
 
 @dead.command()
@@ -104,4 +104,4 @@ def purge(session: Session, queue: str, older_than: str | None, yes: bool, as_js
     if as_json:
         print_json({"purged": count})
     else:
-        click.echo(f"{count} {'dead letter' if count == 1 else 'dead letters'} removed")
+        click.echo(f"{plural(count, 'dead letter')} removed")

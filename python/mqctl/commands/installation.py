@@ -14,7 +14,7 @@ from mqctl import __version__, migrate, source
 from mqctl.base import Group, json_option, note, pass_session, refuse, yes_option
 from mqctl.check import Finding, Report
 from mqctl.check import check as find_drift
-from mqctl.output import console, print_json, table
+from mqctl.output import console, plural, print_json, table
 from mqctl.session import Connection, Session
 
 _accept_drift = click.option(
@@ -178,9 +178,8 @@ def _print_report(report: Report) -> None:
             for f in report.findings
         ]
         out.print(table(rows))
-        count = len(rows)
         click.echo(
-            f"{count} {'difference' if count == 1 else 'differences'}. To put functions and grants right: mqctl upgrade"
+            f"{plural(len(rows), 'difference')}. To put functions and grants right: mqctl upgrade"
         )
     else:
         click.echo(f'mq {report.installed} in database "{report.database}" is as shipped.')

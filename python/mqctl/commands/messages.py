@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mqctl.base import Group, call, json_option, pass_session, refuse, value
 from mqctl.errors import MqctlError
-from mqctl.output import console, print_json, show
+from mqctl.output import console, plural, print_json, show
 from mqctl.params import DURATION, JSON, check_json
 from mqctl.session import Connection, Session
 
@@ -83,9 +83,7 @@ def enqueue(
                 {"queue": queue, "enqueued": count, "first_msg_id": first, "last_msg_id": last}
             )
         elif count:
-            click.echo(
-                f'{count} {"message" if count == 1 else "messages"} enqueued in "{queue}" (ids {first} to {last})'
-            )
+            click.echo(f'{plural(count, "message")} enqueued in "{queue}" (ids {first} to {last})')
         else:
             click.echo("The input is empty: nothing was enqueued.")
         return
@@ -294,7 +292,7 @@ def _settled(count: int, what: str, as_json: bool) -> None:
     if count == 0:
         raise refuse("Nothing was settled: the lease was lost, or settled before.")
     if not as_json:
-        click.echo(f"{count} {'message' if count == 1 else 'messages'} {what}")
+        click.echo(f"{plural(count, 'message')} {what}")
 
 
 @click.command(cls=Group.command_class)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mqctl.base import Group, call, json_option, pass_session, refuse, value, yes_option
-from mqctl.output import RawJson, Row, cell, console, print_json, show, table
+from mqctl.output import RawJson, Row, cell, console, plural, print_json, show, table
 from mqctl.params import DURATION
 from mqctl.session import Connection, Session
 
@@ -212,7 +212,7 @@ def purge(session: Session, name: str, yes: bool) -> None:
         if not yes:
             click.confirm(f'Remove all messages of queue "{name}"?', abort=True, err=True)
         count = value(conn, "purge_queue", queue=name)
-    click.echo(f'{count} messages removed from queue "{name}"')
+    click.echo(f'{plural(count, "message")} removed from queue "{name}"')
 
 
 @queue.command()

@@ -18,7 +18,7 @@ from rich.text import Text
 from mqctl.base import Group, call, explain, json_option, note, pass_session, value
 from mqctl.check import check as find_drift
 from mqctl.errors import ConnectError
-from mqctl.output import Row, cell, console, duration, print_json, show, size, table
+from mqctl.output import Row, cell, console, duration, plural, print_json, show, size, table
 from mqctl.params import SECONDS
 from mqctl.session import Connection, Session
 
@@ -186,7 +186,7 @@ def _drift(conn: Connection) -> str:
         return "not checked (only the owner may)"
     if not report.findings:
         return f"as shipped, fingerprint {report.fingerprint[:12]}"
-    return f"{len(report.findings)} differences from mq {report.shipped} (mqctl check)"
+    return f"{plural(len(report.findings), 'difference')} from mq {report.shipped} (mqctl check)"
 
 
 def _total(queues: Sequence[Row]) -> str:
@@ -196,10 +196,10 @@ def _total(queues: Sequence[Row]) -> str:
     }
     ages = [queue["oldest_ready_age"] for queue in queues if queue["oldest_ready_age"] is not None]
     oldest = f", oldest ready {duration(max(ages))}" if ages else ""
-    return (
-        f"{len(queues)} queues, {count['ready']:,} ready, {count['deferred']:,} deferred, {count['leased']:,} leased, "
-        f"{count['dead']:,} dead, {size(count['bytes'])}{oldest}"
+    states = ", ".join(
+        f"{count[state]:,} {state}" for state in ("ready", "deferred", "leased", "dead")
     )
+    return f"{plural(len(queues), 'queue')}, {states}, {size(count['bytes'])}{oldest}"
 
 
 @click.command(cls=Group.command_class)
