@@ -45,18 +45,31 @@ class Report:
 def check(conn: psycopg.Connection[object], source: Source | None = None) -> Report:
     """Compare schema, functions and grants with ``source`` (default: what this mqctl ships). Writes nothing.
 
-    Raises: MqctlError where mq is not installed; ``psycopg.Error``, notably where the user may not read mq's ledger.
+    Raises: MqctlError where mq is not installed, or the user may not read its ledger; ``psycopg.Error``.
     """
     source = load() if source is None else source
     if not is_installed(conn):
         raise MqctlError(
             f'mq is not installed in database "{conn.info.dbname}"', hint="Run: mqctl install"
         )
-    with conn.transaction():
-        conn.execute("set transaction isolation level repeatable read, read only")
-        live = _live(conn)
-        recorded = _recorded(conn)
-        applied = _applied(conn)
+    try:
+        with conn.transaction():
+            conn.execute("set transaction isolation level repeatable read, read only")
+            live = _live(conn)
+            recorded = _recorded(conn)
+            applied = _applied(conn)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MqctlError(
+            "only the owner of mq may check it",
+            detail=error.diag.message_primary or "",
+            hint="Connect as the owner of schema mq, or as a member of that role.",
+        ) from None
+    except psycopg.errors.UndefinedTable as error:
+        raise MqctlError(
+            "mq was not installed by mqctl, or only half of it is left",
+            detail=error.diag.message_primary or "",
+            hint="Run: mqctl install",
+        ) from None
     origin = {item.name: item.definition for item in recorded if item.kind == "source"}
     current = origin.get("fingerprint") == source.fingerprint()
     findings = [

@@ -17,6 +17,7 @@ Progress = Callable[[str, int, int], None]
 """Called before each step with its name, its number from 1, and how many there are."""
 
 _BATCH = 20
+"""How many objects one transaction of a removal drops; each takes a handful of locks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,15 @@ def messages_left(conn: psycopg.Connection[object]) -> dict[str, int]:
     query = """
         select s.queue, s.ready + s.deferred + s.leased + s.dead as messages
         from mq.queue_stats() as s"""
-    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
-        return {name: int(count) for name, count in cursor.execute(query) if count}
+    try:
+        with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+            return {name: int(count) for name, count in cursor.execute(query) if count}
+    except psycopg.errors.Error as error:
+        raise MqctlError(
+            "cannot tell whether messages are left",
+            detail=f"mq.queue_stats() says: {error.diag.message_primary or error}",
+            hint="Repair it (mqctl upgrade), or remove mq whatever is left: mqctl uninstall --force",
+        ) from None
 
 
 def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
@@ -118,6 +126,7 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
             f'mq is not installed in database "{conn.info.dbname}"',
             detail='There is no schema "mq" with the ledger of mq; nothing was changed.',
         )
+    _require_owner(conn)
     if not force and (left := messages_left(conn)):
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
         raise MqctlError(
@@ -135,7 +144,7 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
         _take_lock(conn)
         roles = _existing_roles(conn)
         conn.execute(f"revoke usage on schema mq from {', '.join(['public', *roles])}")
-    for kind, query in (("table", _GENERATED_TABLES), ("routine", _GENERATED_ROUTINES)):
+    for kind, query in _GENERATED.items():
         while names := _scalars(conn, query):
             with conn.transaction():
                 _take_lock(conn)
@@ -145,14 +154,19 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
         conn.execute("drop schema mq cascade")
 
 
-_GENERATED_TABLES = f"""
+_RELATIONS = f"""
     select format('mq.%I', c.relname) from pg_catalog.pg_class as c
-    where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'p') and c.relname ~ '{catalogue.GENERATED}'
+    where c.relnamespace = 'mq'::regnamespace and c.relkind = '{{kind}}' and c.relname ~ '{catalogue.GENERATED}'
     order by c.oid limit {_BATCH}"""
-_GENERATED_ROUTINES = f"""
-    select p.oid::regprocedure::text from pg_catalog.pg_proc as p
-    where p.pronamespace = 'mq'::regnamespace and p.proname ~ '{catalogue.GENERATED}'
-    order by p.oid limit {_BATCH * 10}"""
+# What belongs to queues, by the word that DROP knows it by: the next few of each.
+_GENERATED = {
+    "table": _RELATIONS.format(kind="r"),
+    "sequence": _RELATIONS.format(kind="S"),
+    "routine": f"""
+        select p.oid::regprocedure::text from pg_catalog.pg_proc as p
+        where p.pronamespace = 'mq'::regnamespace and p.proname ~ '{catalogue.GENERATED}'
+        order by p.oid limit {_BATCH}""",
+}
 
 # What depends on an object of ours without being in our schema, or part of something that is.
 _DEPENDENTS = """
@@ -205,6 +219,17 @@ def _scalars(
 ) -> list[str]:
     with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
         return [str(value) for value in cursor.execute(query, values)]
+
+
+def _require_owner(conn: psycopg.Connection[object]) -> None:
+    query = """
+        select pg_catalog.pg_get_userbyid(n.nspowner) from pg_catalog.pg_namespace as n
+        where n.nspname = 'mq' and not pg_catalog.pg_has_role(n.nspowner, 'USAGE')"""
+    if owner := _scalars(conn, query):
+        raise MqctlError(
+            f'mq is owned by "{owner[0]}", not by "{conn.info.user}"',
+            hint=f'Connect as "{owner[0]}" or as a member of that role.',
+        )
 
 
 def _take_lock(conn: psycopg.Connection[object]) -> None:

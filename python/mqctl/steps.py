@@ -120,6 +120,11 @@ def _preflight(source: Source, skip_migrations: int) -> str:
     body = f"""\
     perform set_config('mqctl.plan', 'apply', true);
     perform set_config('mqctl.before', 'nothing', true);
+    if current_setting('server_version_num')::int < 140000 then
+        raise exception using errcode = 'feature_not_supported',
+            message = format('PostgreSQL %s is too old for mq', current_setting('server_version')),
+            hint = 'mq needs PostgreSQL 14 or newer.';
+    end if;
     if v_schema is null and not has_database_privilege(current_database(), 'CREATE') then
         raise exception using errcode = 'insufficient_privilege',
             message = format('"%s" may not create a schema in database "%s"', current_user, current_database()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.matrix
 
 _numbers = itertools.count(1)
 Connection = psycopg.Connection[Any]
+Connect = Callable[..., Connection]
 
 
 @pytest.fixture
@@ -315,12 +316,70 @@ def test_uninstall_refuses_while_something_outside_depends_on_it(bare: Connectio
     assert not migrate.is_installed(bare)
 
 
-def test_uninstall_removes_many_queues_without_one_big_transaction(bare: Connection) -> None:
+def test_uninstall_never_needs_more_locks_than_the_server_has() -> None:
+    # Few locks and many segments: the same in small as a production server with thousands of segments.
+    settings = {
+        "max_locks_per_transaction": "10",
+        "max_connections": "10",
+        "max_prepared_transactions": "0",
+    }
+    with Server(settings=settings) as small, small.connect() as conn:
+        migrate.install(conn)
+        for number in range(40):
+            conn.execute("select mq.create_queue(%s)", [f"q{number}"])
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            conn.execute("drop schema mq cascade")
+        migrate.uninstall(conn)
+        assert conn.execute("select to_regnamespace('mq')").fetchone() == (None,)
+
+
+def test_an_uninstall_that_was_interrupted_is_finished_by_the_next(bare: Connection) -> None:
     migrate.install(bare)
-    for number in range(8):
-        bare.execute("select mq.create_queue(%s)", [f"q{number}"])
-    migrate.uninstall(bare)
+    bare.execute("select mq.create_queue('a')")
+    bare.execute("drop table mq.log_1_1 cascade")
+    with pytest.raises(MqctlError) as refused:
+        migrate.uninstall(bare)
+    assert "--force" in refused.value.hint
+    migrate.uninstall(bare, force=True)
     assert bare.execute("select to_regnamespace('mq')").fetchone() == (None,)
+
+
+def test_only_the_owner_checks_and_removes_it(database: str, connect: Connect) -> None:
+    admin = connect()
+    role = f"stranger{next(_numbers)}"
+    admin.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
+    admin.execute(sql.SQL("grant mq_admin to {}").format(sql.Identifier(role)))
+    try:
+        conn = connect(user=role)
+        for refuse in (check, migrate.uninstall):
+            with pytest.raises(MqctlError, match="owne") as refused:
+                refuse(conn)
+            assert refused.value.hint
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="owned by"):
+            migrate.install(conn)
+    finally:
+        admin.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+
+
+def test_a_dump_that_was_restored_elsewhere_checks_clean(
+    server: Server, conn: Connection, empty: str
+) -> None:
+    if not (server.installation.bin / "pg_dump").exists():
+        pytest.skip("this server has no pg_dump")
+    conn.execute("select mq.create_queue('a')")
+    dumped = server.run("pg_dump", "--dbname", conn.info.dbname).stdout
+    done = subprocess.run(
+        [str(binaries.psql()), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", empty],
+        input=dumped,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with psycopg.connect(empty, autocommit=True) as restored:
+        assert check(restored).findings == ()
+        assert fingerprint(restored) == fingerprint(conn)
+        assert not migrate.install(restored).changed
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mqctl.base import Group, call, explain, json_option, note, pass_session, value
 from mqctl.check import check as find_drift
-from mqctl.errors import ConnectError
+from mqctl.errors import ConnectError, MqctlError
 from mqctl.output import Row, cell, console, duration, plural, print_json, show, size, table
 from mqctl.params import SECONDS
 from mqctl.session import Connection, Session
@@ -182,8 +182,8 @@ def _facts(conn: Connection, queues: Sequence[Row]) -> dict[str, object]:
 def _drift(conn: Connection) -> str:
     try:
         report = find_drift(conn)
-    except psycopg.errors.InsufficientPrivilege:
-        return "not checked (only the owner may)"
+    except MqctlError as error:
+        return f"not checked: {error.message}"
     if not report.findings:
         return f"as shipped, fingerprint {report.fingerprint[:12]}"
     return f"{plural(len(report.findings), 'difference')} from mq {report.shipped} (mqctl check)"
