@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
-from psycopg.rows import scalar_row, tuple_row
+from psycopg.rows import scalar_row
 
 from mqctl import catalogue, steps
 from mqctl.errors import MqctlError
@@ -97,18 +97,18 @@ def is_installed(conn: psycopg.Connection[object]) -> bool:
 
 def messages_left(conn: psycopg.Connection[object]) -> dict[str, int]:
     """Queues that still hold messages, dead letters included: name to number of messages."""
-    query = """
-        select s.queue, s.ready + s.deferred + s.leased + s.dead as messages
-        from mq.queue_stats() as s"""
+    query = "select s.ready + s.deferred + s.leased + s.dead from mq.queue_stats(queue => %s) as s"
     try:
-        with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
-            return {name: int(count) for name, count in cursor.execute(query) if count}
+        # A transaction for each queue: looking at all at once may need more locks than there are.
+        names = _scalars(conn, "select q.name from mq.queues() as q")
+        counts = {name: int(_scalars(conn, query, [name])[0]) for name in names}
     except psycopg.errors.Error as error:
         raise MqctlError(
             "cannot tell whether messages are left",
             detail=f"mq.queue_stats() says: {error.diag.message_primary or error}",
             hint="Repair it (mqctl upgrade), or remove mq whatever is left: mqctl uninstall --force",
         ) from None
+    return {name: count for name, count in counts.items() if count}
 
 
 def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
