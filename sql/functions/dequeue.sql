@@ -25,6 +25,7 @@ declare
     v_give_up  timestamptz := clock_timestamp() + interval '50 milliseconds';
     v_begun    boolean := pg_current_xact_id_if_assigned() is not null;
     v_again    mq._taken[];
+    a_ack      text[];
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('dequeue');
@@ -53,8 +54,21 @@ begin
         end if;
         v_until := clock_timestamp() + wait;
     end if;
-    if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
-        perform mq._lease_lost(dequeue.queue);
+    if dequeue.ack is not null then
+        -- A plain receipt of the segment that everybody works on is acknowledged on the way.
+        a_ack := string_to_array(dequeue.ack, '.');
+        v_register := pg_sequence_last_value(q.register);
+        if q.paused or (v_register >> 16) & 65535 <> v_register & 65535
+            or cardinality(a_ack) <> 9 or a_ack[1] <> q.queue_id::text or a_ack[2] <> (v_register & 65535)::text
+            or a_ack[3] <> '1' or a_ack[4] <> '0' or length(a_ack[5]) not between 1 and 18
+            or length(a_ack[6]) not between 1 and 9 or length(a_ack[7]) not between 1 and 9
+            or dequeue.ack !~ '^[0-9.]+[0-9a-f-]+$'
+        then
+            a_ack := null;
+            if mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
+                perform mq._lease_lost(dequeue.queue);
+            end if;
+        end if;
     end if;
 
     loop
@@ -64,7 +78,7 @@ begin
             if (v_register >> 16) & 65535 <> v_open then
                 -- Around a rotation: the oldest segment first, but for what is due again, which comes in turn.
                 if random() < 0.5 then
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(1::smallint, 0::smallint, $1, $2, false, true, $3)'
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(null, 1::smallint, 0::smallint, $1, $2, false, true, $3)'
                         using dequeue.n, v_vt, v_give_up;
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
@@ -76,7 +90,7 @@ begin
                     where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
                     order by s.queue_id, s.segment
                 loop
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1, $2, true, false, $3)'
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(null, 1::smallint, 0::smallint, $1, $2, true, false, $3)'
                         using dequeue.n, v_vt, v_give_up;
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
@@ -84,8 +98,9 @@ begin
                     end if;
                 end loop;
             end if;
-            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(1::smallint, 0::smallint, $1, $2, true, true, $3)'
-                using dequeue.n, v_vt, v_give_up;
+            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($4, 1::smallint, 0::smallint, $1, $2, true, true, $3)'
+                using dequeue.n, v_vt, v_give_up, a_ack;
+            a_ack := null;
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 return;

@@ -24,6 +24,12 @@ begin
     loop
         execute format('drop table %s', v_table);
     end loop;
+    for v_table in
+        select c.oid from pg_class as c
+        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^ticket_' || q.queue_id || '_[0-9]+$')
+    loop
+        execute format('drop sequence %s', v_table);
+    end loop;
     for v_routine in
         select p.oid from pg_proc as p
         where p.pronamespace = 'mq'::regnamespace and p.proname ~ ('^_[a-z_]+_' || q.queue_id || '(_[0-9]+)?$')

@@ -21,9 +21,7 @@ begin
         v.segments := 0;
         for s in select g.slot from mq.segment as g where g.queue_id = q.queue_id order by g.segment loop
             execute replace('select coalesce((select sum(l.n) from mq.lease_{t} as l where l.leased_until > ''-infinity''), 0),'
-                            ' coalesce((select sum(coalesce((select sum(upper(r) - lower(r)) from unnest(s.msg_ids) as r), l.total))'
-                            '           from mq.settlement_{t} as s join mq.lease_{t} as l using (subscription, lane, block_no, slice, part)'
-                            '           where s.outcome = ''acked''), 0)',
+                            ' coalesce((select sum(s.n) from mq.settlement_{t} as s where s.outcome = ''acked''), 0)',
                             '{t}', q.queue_id || '_' || s.slot) into v_n, v_a;
             v.delivered_total := v.delivered_total + v_n;
             v.settled_total := v.settled_total + v_a;

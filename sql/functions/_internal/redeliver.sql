@@ -16,6 +16,6 @@ begin
                           array_fill(clock_timestamp(), array[cardinality(_redeliver.again)]));
         return;
     end if;
-    return query execute 'select * from mq._take_' || _redeliver.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $1, $2, true, true, clock_timestamp())'
+    return query execute 'select * from mq._take_' || _redeliver.queue_id || '_' || open_slot || '(null, 1::smallint, 0::smallint, $1, $2, true, true, clock_timestamp())'
         using _redeliver.n, _redeliver.vt;
 end $$;

@@ -151,8 +151,7 @@ begin
                    _free.queue_id, _free.slot);
     execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _free.queue_id, _free.slot)
         into v_delivered;
-    execute format('select sum(l.total) from mq.settlement_%1$s_%2$s as s join mq.lease_%1$s_%2$s as l using (subscription, lane, block_no, slice, part) '
-                   'where s.final and s.outcome = ''acked''', _free.queue_id, _free.slot)
+    execute format('select sum(s.n) from mq.settlement_%1$s_%2$s as s where s.outcome = ''acked''', _free.queue_id, _free.slot)
         into v_settled;
     update mq.tally as y set delivered = y.delivered + coalesce(v_delivered, 0), settled = y.settled + coalesce(v_settled, 0)
     where y.queue_id = _free.queue_id;
@@ -167,7 +166,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_routine regprocedure;
 begin
-    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
+    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s; drop sequence mq.ticket_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in
         select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
           and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')

@@ -29,7 +29,7 @@ begin
     return coalesce(v_taken, '{}');
 end $$;
 
--- The common way of it, for ack and dequeue(ack): a whole lease that nothing happened to yet. Returns how many.
+-- Acknowledges a whole lease; returns how many messages.
 create or replace function mq._ack(queue text, queue_id int, receipt text) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -37,9 +37,10 @@ declare
     v_count int;
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    if exists (select from mq.slot as s where s.queue_id = _ack.queue_id and s.slot = r.slot) then
-        execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6)'
-            into v_count using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token;
+    if r.subscription = 1 and r.lane = 0
+        and exists (select from mq.slot as s where s.queue_id = _ack.queue_id and s.slot = r.slot)
+    then
+        execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
         if v_count is not null then
             return v_count;
         end if;

@@ -25,6 +25,8 @@ begin
         cur          pg_snapshot,           -- the window this block ended inside; null: the window is used up
         next_xid     xid8,                  -- where it goes on inside that window
         next_id      bigint,
+        first_ticket bigint not null,       -- slice g goes to whoever draws ticket first_ticket + g
+        size         int not null,          -- what slices were cut for: none holds more
         born         int not null,          -- the first so many slices are of messages born in this block
         first_xids   xid8[] not null,       -- per slice: its first message, and how many there are
         first_ids    bigint[] not null,
@@ -68,10 +70,15 @@ begin
         seq          int not null,
         final        boolean not null,
         outcome      text not null,
+        n            int not null,          -- how many messages it settles
         msg_ids      int8multirange,        -- null: all that was left
         leased_until timestamptz,           -- outcome "extended"
         constraint settlement_{t}_pkey primary key (subscription, lane, block_no, slice, part, seq)
     ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+
+    -- Who takes which slice: tickets are drawn without a transaction, so that consumers do not try the same slices.
+    -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
+    create sequence mq.ticket_{t};
 
     -- The insert fence, switched on when the segment is sealed.
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();

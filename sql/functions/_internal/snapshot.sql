@@ -60,7 +60,18 @@ begin
     end if;
 end $$;
 
--- Waits, at most 50 ms, until nobody holds the lane; never keeps it. Shared, so that all who wait wake together.
+-- The gate of a lane, for its opener: closed until the transaction ends. Those who pass hold it for an instant.
+create or replace function mq._enter_lane(class int, key int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
+begin
+    perform pg_advisory_xact_lock(class, key);
+    return true;
+exception
+    when lock_not_available then
+        return false;
+end $$;
+
+-- For those who wait: at most 50 ms, until the gate opens. Nothing is kept.
 create or replace function mq._wait_for_lane(class int, key int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 begin

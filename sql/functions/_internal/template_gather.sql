@@ -1,5 +1,6 @@
 -- _gather_<slot>: one lease over parts of several slices, or over part of a slice that is bigger than n. Takes the
--- given slices in order, as far as their locks are free; each is looked at with a snapshot newer than its lock.
+-- given slices in order, as far as their locks are free; each is looked at with a snapshot newer than its lock. No
+-- slices given: all that are not leased to their end.
 create or replace function mq._template_gather() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
@@ -19,12 +20,25 @@ declare
     v_rest   record;
     v_token  uuid := gen_random_uuid();
     v_until  timestamptz;
+    v_receipt text;
     a_slice  int[];     a_part  int[];      a_n      int[];
     a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
     a_rest_xid xid8[];  a_rest_id bigint[];
 begin
     select x.born, x.first_xids, x.first_ids, x.counts into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
+    if p_slices is null then
+        if cardinality(b.counts) is not distinct from (
+            select count(*)::int from mq.lease_{t} as x
+            where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.rest = 0) or b.counts is null
+        then
+            return;
+        end if;
+        p_slices := array(
+            select s from generate_series(0, cardinality(b.counts) - 1) as s
+            where not exists (select from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
+                                and x.slice = s and x.rest = 0 offset 0));
+    end if;
     foreach g in array p_slices loop
         exit when v_left = 0;
         continue when not p_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
@@ -62,16 +76,15 @@ begin
         return;
     end if;
     v_until := clock_timestamp() + p_vt;
+    v_receipt := '{q}.{k}.' || p_sub || '.' || p_lane || '.' || p_block_no || '.' || a_slice[1] || '.' || a_part[1] || '.'
+        || pg_current_xact_id()::text || '.' || v_token::text;
     insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
                               first_id, rest_id, first_xid, rest_xid, leased_until, token)
     select p_sub, p_lane, p_block_no, u.slice, u.part, a_slice[1], a_part[1], u.n, p_n - v_left, u.rest,
            u.id, u.rest_id, u.xid, u.rest_xid, v_until, v_token
     from unnest(a_slice, a_part, a_n, a_rest, a_xid, a_id, a_rest_xid, a_rest_id) as u (slice, part, n, rest, xid, id, rest_xid, rest_id);
     return query
-        select m.msg_id,
-               '{q}.{k}.' || p_sub || '.' || p_lane || '.' || p_block_no || '.' || a_slice[1] || '.' || a_part[1] || '.'
-                   || pg_current_xact_id()::text || '.' || v_token::text,
-               m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
+        select m.msg_id, v_receipt, m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
         from unnest(a_slice, a_n, a_xid, a_id) as u (slice, n, xid, id)
         cross join lateral (
             select * from mq.log_{t} as x

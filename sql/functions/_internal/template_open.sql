@@ -29,14 +29,14 @@ begin
         or p_due and mq._is_due_{q}();
 end $$;
 
--- Opens the next block: up to 64 slices of p_n, first of what is due again, then of what the window holds. Called with
+-- Opens the next block: up to 64 slices of p_n (128 small ones), first of what is due again, then of what the window holds. Called with
 -- the lane locked. p_given are messages to be born in this block besides. False if there was nothing.
 --
 -- Each slice lies within one range of mq._ranges, so its first message and a count name it for good.
 create or replace function mq._open_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean, p_given mq._taken[]) returns boolean
 language plpgsql as $$
 declare
-    c_slices constant int := 64;
+    c_slices constant int := case when p_n < 16 then 128 else 64 end;
     b          record;
     r          record;
     v_no       bigint;
@@ -128,9 +128,10 @@ begin
         v_low := v_low + 1;
     end loop;
 
-    insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, born,
+    insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
                               first_xids, first_ids, counts, low_block, laggards)
-    values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id, v_born,
+    values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id,
+            coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, p_n, v_born,
             a_xids, a_ids, a_counts, v_low, v_laggards);
     perform mq._answered('mq.notified_{q}');
     return true;

@@ -4,22 +4,19 @@ create or replace function mq._template_settle() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
--- Acknowledges a whole lease that nothing has happened to yet, in one statement; null if it is not so.
-create or replace function mq._ack_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid) returns int
+-- Acknowledges a whole lease that nothing has happened to yet, in one statement; null if it is not so. p is the receipt,
+-- split, its numbers checked.
+create or replace function mq._ack_{t}(p text[]) returns int
 language plpgsql as $$
 declare
-    v_total int;
+    v_count int;
 begin
-    with l as (
-        select x.total from mq.lease_{t} as x
-        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part
-          and x.token = p_token),
-    s as (
-        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome)
-        select p_sub, p_lane, p_block_no, p_slice, p_part, 1, true, 'acked' from l
-        on conflict do nothing returning 1)
-    select l.total into v_total from l, s;
-    return v_total;
+    insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
+    select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
+    where x.subscription = 1 and x.lane = 0 and x.block_no = p[5]::bigint and x.slice = p[6]::int and x.part = p[7]::int
+      and x.token::text = p[9]
+    on conflict do nothing returning n into v_count;
+    return v_count;
 end $$;
 
 -- The messages of a lease.
@@ -73,8 +70,8 @@ begin
         if v_ids is null then
             return;
         end if;
-        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, msg_ids)
-        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, v_left = cardinality(v_ids), p_outcome,
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n, msg_ids)
+        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, v_left = cardinality(v_ids), p_outcome, cardinality(v_ids),
                (select range_agg(int8range(i, i, '[]')) from unnest(v_ids) as i)
         on conflict do nothing returning seq into v_seq;
         exit when v_seq is not null;
@@ -93,8 +90,8 @@ declare
 begin
     loop
         v_until := clock_timestamp() + p_vt;
-        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, leased_until)
-        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, false, 'extended', v_until
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n, leased_until)
+        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, false, 'extended', 0, v_until
         from mq.lease_{t} as l
         cross join lateral (
             select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final from mq.settlement_{t} as x
@@ -118,15 +115,14 @@ end $$;
 -- Whether every message of a block was leased and finally settled. A rolled-back claim leaves a hole: not settled.
 create or replace function mq._is_settled_{t}(p_sub smallint, p_lane smallint, p_block_no bigint) returns boolean
 language plpgsql as $$
+declare
+    l record;
 begin
-    return (select cardinality(b.counts) from mq.block_{t} as b where b.subscription = p_sub and b.lane = p_lane and b.block_no = p_block_no)
-         = (select count(*) from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.rest = 0)
-       and not exists (
-            select from mq.lease_{t} as l
-            where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no
-              and not exists (select from mq.settlement_{t} as s
-                              where s.subscription = p_sub and s.lane = p_lane and s.block_no = p_block_no
-                                and s.slice = l.head_slice and s.part = l.head_part and s.final));
+    select count(*) filter (where x.rest = 0) as slices, count(*) filter (where x.slice = x.head_slice and x.part = x.head_part) as leases
+      into l from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
+    return l.slices = (select cardinality(b.counts) from mq.block_{t} as b where b.subscription = p_sub and b.lane = p_lane and b.block_no = p_block_no)
+       and l.leases = (select count(*) from mq.settlement_{t} as s
+                       where s.subscription = p_sub and s.lane = p_lane and s.block_no = p_block_no and s.final);
 end $$;
     $x$;
 end $f$;

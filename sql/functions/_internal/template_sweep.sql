@@ -27,7 +27,7 @@ begin
           and not exists (
             select from mq.settlement_{t} as s
             where s.subscription = p_sub and s.lane = p_lane and s.block_no = l.block_no and s.slice = l.slice and s.part = l.part
-              and (s.final or s.leased_until >= v_now));
+              and (s.final or s.leased_until >= v_now) offset 0);
 end $$;
 
 -- Settles what ran out and what was never leased, at most about p_limit messages, and returns them. An ack that has
@@ -68,7 +68,7 @@ begin
                     where e.subscription = p_sub and e.lane = p_lane and e.block_no = y.block_no and e.rest = 0)) as x
         cross join lateral generate_series(0, cardinality(x.counts) - 1) as s
         where not exists (select from mq.lease_{t} as e
-                          where e.subscription = p_sub and e.lane = p_lane and e.block_no = x.block_no and e.slice = s and e.rest = 0)
+                          where e.subscription = p_sub and e.lane = p_lane and e.block_no = x.block_no and e.slice = s and e.rest = 0 offset 0)
     loop
         exit when v_sum >= p_limit;
         continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed}) & 2147483647)::int);

@@ -1,4 +1,4 @@
--- _take_<slot>: leases up to n messages of a lane of this slot, or returns none.
+-- _take_<slot>: leases up to n messages of a lane of this slot, or returns none; before that, acknowledges p_ack.
 --
 -- Two consumers never meet: a slice is taken under an advisory lock that is only ever tried (this engine's SKIP
 -- LOCKED) and held to the end of the transaction, so a lease that is not committed yet is seen as a taken lock, and
@@ -7,7 +7,7 @@ create or replace function mq._template_take() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
-create or replace function mq._take_{t}(p_sub smallint, p_lane smallint, p_n int, p_vt interval, p_fresh boolean, p_due boolean, p_give_up timestamptz)
+create or replace function mq._take_{t}(p_ack text[], p_sub smallint, p_lane smallint, p_n int, p_vt interval, p_fresh boolean, p_due boolean, p_give_up timestamptz)
 returns setof mq.delivery language plpgsql as $$
 declare
     c_class constant int := {class};
@@ -17,76 +17,72 @@ declare
     v_count int;
     v_token uuid;
     v_until timestamptz;
+    v_receipt text;
     v_ready boolean;
+    a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
 begin
+    if p_ack is not null and mq._ack_{t}(p_ack) is null then
+        perform mq._ack_late({q}, array_to_string(p_ack, '.'));
+    end if;
     for v_round in 1 .. 100 loop
-        select x.*, l.slice as last_slice, l.rest as last_rest, cardinality(x.counts) as slices into b
-        from (select y.* from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
-              order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as x
-        left join lateral (
-            select z.slice, z.rest from mq.lease_{t} as z
-            where z.subscription = p_sub and z.lane = p_lane and z.block_no = x.block_no
-            order by z.subscription desc, z.lane desc, z.block_no desc, z.slice desc, z.part desc limit 1) as l on true;
+        select y.block_no, y.xid, y.prev, y.cur, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, y.counts,
+               cardinality(y.counts) as slices into b
+        from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
+        order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
 
-        if b.block_no is not null then
-            -- The slices of a block of our own need no locks: nobody else can see it.
-            v_own := b.xid is not distinct from pg_current_xact_id_if_assigned();
-            g := coalesce(b.last_slice, -1) + 1;
-
-            -- The common case: the next fresh slice is just what is wanted.
-            while coalesce(b.last_rest, 0) = 0 and g < b.slices
-                and (b.counts[g + 1] = p_n or (b.counts[g + 1] < p_n and g = b.slices - 1))
-            loop
-                if v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int) then
-                    if v_had and not v_own then
-                        perform mq._count_claim();
-                    end if;
-                    v_token := gen_random_uuid();
-                    v_until := clock_timestamp() + p_vt;
-                    return query
-                        with claim as (
-                            insert into mq.lease_{t} as e (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
-                                                           first_id, first_xid, leased_until, token)
-                            values (p_sub, p_lane, b.block_no, g, 0, g, 0, b.counts[g + 1], b.counts[g + 1], 0,
-                                    b.first_ids[g + 1], b.first_xids[g + 1], v_until, v_token)
-                            on conflict do nothing returning 1)
-                        select m.msg_id,
-                               '{q}.{k}.' || p_sub || '.' || p_lane || '.' || b.block_no || '.' || g || '.0.'
-                                   || pg_current_xact_id()::text || '.' || v_token::text,
-                               m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
-                        from (select * from mq.log_{t} as l
-                              where l.lane = case when g < b.born then -1 - p_lane else p_lane end
-                                and (l.xid, l.msg_id) >= (b.first_xids[g + 1], b.first_ids[g + 1])
-                              order by l.lane, l.xid, l.msg_id limit b.counts[g + 1]) as m
-                        where exists (select from claim);
-                    get diagnostics v_count = row_count;
-                    if v_count > 0 then
-                        return;
-                    end if;
+        -- The slices of a block of our own need no locks: nobody else can see it.
+        v_own := b.xid is not distinct from pg_current_xact_id_if_assigned();
+        while b.size <= p_n and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1 loop
+            g := nextval('mq.ticket_{t}') - b.first_ticket;
+            exit when g >= b.slices;
+            continue when g < 0;
+            -- The common case: a slice is just what is wanted.
+            if b.counts[g + 1] = p_n or g = b.slices - 1 then
+                continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int));
+                if v_had and not v_own then
+                    perform mq._count_claim();
                 end if;
-                g := g + 1;
-            end loop;
-
-            -- Slices that are smaller or bigger than n; then the holes that a rollback left, and what is left of slices
-            -- that were begun.
-            if g < b.slices or b.last_rest > 0 then
-                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no,
-                    array(select generate_series(g - (coalesce(b.last_rest, 0) > 0)::int, b.slices - 1)), v_own, v_had, p_n, p_vt);
-                get diagnostics v_count = row_count;
-                if v_count > 0 then
-                    return;
-                end if;
+                v_token := gen_random_uuid();
+                v_until := clock_timestamp() + p_vt;
+                v_receipt := '{q}.{k}.' || p_sub || '.' || p_lane || '.' || b.block_no || '.' || g || '.0.'
+                    || pg_current_xact_id()::text || '.' || v_token::text;
+                return query
+                    with claim as (
+                        insert into mq.lease_{t} as e (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
+                                                       first_id, first_xid, leased_until, token)
+                        values (p_sub, p_lane, b.block_no, g, 0, g, 0, b.counts[g + 1], b.counts[g + 1], 0,
+                                b.first_ids[g + 1], b.first_xids[g + 1], v_until, v_token)
+                        on conflict do nothing returning 1)
+                    select m.msg_id, v_receipt, m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
+                    from (select * from mq.log_{t} as l
+                          where l.lane = case when g < b.born then -1 - p_lane else p_lane end
+                            and (l.xid, l.msg_id) >= (b.first_xids[g + 1], b.first_ids[g + 1])
+                          order by l.lane, l.xid, l.msg_id limit b.counts[g + 1]) as m
+                    where exists (select from claim);
+            else
+                -- Slices are smaller than n: draw more.
+                a_slices := array[g];
+                v_count := b.counts[g + 1];
+                while v_count < p_n and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1 loop
+                    g := nextval('mq.ticket_{t}') - b.first_ticket;
+                    exit when g >= b.slices;
+                    a_slices := a_slices || g;
+                    v_count := v_count + b.counts[g + 1];
+                end loop;
+                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, a_slices, v_own, v_had, p_n, p_vt);
             end if;
-            if (select count(*) from mq.lease_{t} as z where z.subscription = p_sub and z.lane = p_lane and z.block_no = b.block_no and z.rest = 0) < b.slices then
-                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no,
-                    array(select s from generate_series(0, b.slices - 1) as s
-                          where not exists (select from mq.lease_{t} as z where z.subscription = p_sub and z.lane = p_lane and z.block_no = b.block_no
-                                              and z.slice = s and z.rest = 0)), v_own, v_had, p_n, p_vt);
-                get diagnostics v_count = row_count;
-                if v_count > 0 then
-                    return;
-                end if;
+            get diagnostics v_count = row_count;
+            if v_count > 0 then
+                return;
+            end if;
+        end loop;
+        -- Slices that are bigger than n, in order: each is a cursor of its own.
+        if b.size > p_n then
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            get diagnostics v_count = row_count;
+            if v_count > 0 then
+                return;
             end if;
         end if;
 
@@ -96,14 +92,19 @@ begin
             perform mq._repair({q});
             return;
         elsif not v_ready then
+            -- Holes of the newest block are taken here, those of older ones by the sweep.
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
             return;
         end if;
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
-        -- all, the subtransaction gives the lock back.
+        -- all, the subtransaction gives the locks back. Who fails waits, shared, for the gate that the opener holds:
+        -- all who wait wake together. Each block has a gate of its own, so who has woken but not run yet is not in
+        -- the way of the next opener.
         v_ready := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
-                v_ready := not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0))
+                v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
+                    and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0))
                     and mq._look_{t}(p_lane, b.prev, b.cur, p_fresh, p_due);
                 if not v_ready then
                     raise exception using errcode = 'MQ000';
@@ -111,12 +112,20 @@ begin
             elsif clock_timestamp() > p_give_up then
                 return;
             else
-                perform mq._wait_for_lane(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int);
+                perform mq._wait_for_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int);
             end if;
         exception
             when sqlstate 'MQ000' then
                 null;
         end;
+        if v_ready then
+            -- What a rollback left in this block would be a hole once there is a newer one.
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            get diagnostics v_count = row_count;
+            if v_count > 0 then
+                return;
+            end if;
+        end if;
         if v_ready and not mq._open_{t}(p_sub, p_lane, p_n, p_fresh, p_due, null) then
             return;
         end if;
@@ -135,4 +144,15 @@ begin
         perform mq._too_many_claims();
     end if;
     perform set_config('mq.claims', v_claims::text, true);
+end $$;
+
+-- The receipt given to dequeue was not of a fresh lease of the open slot: settle it the long way, or give up.
+create or replace function mq._ack_late(queue_id int, receipt text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_name text := (select q.name from mq.queue as q where q.queue_id = _ack_late.queue_id);
+begin
+    if mq._ack(v_name, _ack_late.queue_id, _ack_late.receipt) = 0 then
+        perform mq._lease_lost(v_name);
+    end if;
 end $$;
