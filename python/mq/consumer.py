@@ -219,6 +219,8 @@ class ConsumerBase(Generic[C]):
             except ConnectionLost as error:
                 log.warning("queue %s: connection lost: %s", self.queue, error.message)
                 yield from self._reconnect()
+                if self._stopping:
+                    return
             except RetryTransaction as error:
                 log.info("queue %s: %s; trying again", self.queue, error.message)
                 yield Sleep(self._short.next())
@@ -378,14 +380,14 @@ class ConsumerBase(Generic[C]):
             lease = self._lease or self._done
             due = self._extend_at(lease)
             wait = due - time.monotonic()
-            if lease is None or wait > 0:
-                if connected and wait > EXTEND_IDLE:
-                    yield Disconnect()
-                    connected = False
-                self._beat_at = due
-                yield Sleep(None if wait == math.inf else wait)
-                continue
             try:
+                if lease is None or wait > 0:
+                    if connected and wait > EXTEND_IDLE:
+                        yield Disconnect()
+                        connected = False
+                    self._beat_at = due
+                    yield Sleep(None if wait == math.inf else wait)
+                    continue
                 if not connected:
                     yield Connect()
                     connected = True
@@ -398,18 +400,23 @@ class ConsumerBase(Generic[C]):
                 )
             except (ConnectionLost, RetryTransaction) as error:
                 log.warning("queue %s: lease not extended: %s", self.queue, error.message)
-                connected = connected and not isinstance(error, ConnectionLost)
+                yield Disconnect()
+                connected = False
                 yield Sleep(retry.next())
             except Error as error:
                 log.error("queue %s: lease not extended: %s", self.queue, error.message)
-                lease.renew_at = math.inf
+                if lease is not None:
+                    lease.renew_at = math.inf
             else:
                 retry.reset()
-                if length is not None:
-                    lease.renewed(length)
-                elif lease.left and lease in (self._lease, self._done):
-                    self._warn_lost(lease)
-                    lease.lost = True
+                self._extended(lease, length)
+
+    def _extended(self, lease: Lease, length: float | None) -> None:
+        if length is not None:
+            lease.renewed(length)
+        elif lease.left and lease in (self._lease, self._done):
+            self._warn_lost(lease)
+            lease.lost = True
 
     def _extend_at(self, lease: Lease | None) -> float:
         if lease is None or lease.lost or not lease.left:

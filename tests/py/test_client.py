@@ -1,0 +1,285 @@
+"""Every method of `mq.Client`, on a real server."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+import mq
+from mq import calls
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def client(conn: psycopg.Connection[Any]) -> mq.Client:
+    return mq.Client(conn)
+
+
+def test_arguments_are_those_of_the_sql_functions(conn: psycopg.Connection[Any]) -> None:
+    rows = conn.execute(
+        """
+        select p.proname, n.name, format_type(t.oid, null)
+        from pg_proc p
+        left join lateral unnest(p.proargnames[:p.pronargs], p.proargtypes::oid[])
+            with ordinality as n (name, type, position) on true
+        left join pg_type t on t.oid = n.type
+        where p.pronamespace = 'mq'::regnamespace and p.proname !~ '^_' and p.proname <> 'inbox'
+        order by p.proname, n.position
+        """
+    ).fetchall()
+    short = {"integer": "int", "timestamp with time zone": "timestamptz"}
+    found: dict[str, dict[str, str]] = {}
+    for function, argument, kind in rows:
+        arguments = found.setdefault(function, {})
+        if argument is not None:
+            arguments[argument] = short.get(kind, kind)
+    ours = {name: dict(arguments) for name, arguments in calls.ARGUMENTS.items()}
+    assert {name: found.get(name) for name in ours} == ours
+    assert {n: list(found[n]) for n in ours} == {n: list(a) for n, a in ours.items()}  # the order
+
+
+def test_create_alter_list_drop(client: mq.Client) -> None:
+    client.create_queue("jobs", visibility_timeout=MINUTE, max_attempts=3)
+    client.create_queue("jobs", if_not_exists=True)
+    client.alter_queue("jobs", max_attempts=7)
+    (info,) = client.queues()
+    assert (info.name, info.paused) == ("jobs", False)
+    assert info.settings["max_attempts"] == 7
+    assert info.created_at.tzinfo is not None
+    client.drop_queue("jobs")
+    assert client.queues() == []
+
+
+def test_pause_resume(client: mq.Client, queue: str) -> None:
+    client.enqueue(queue, 1)
+    client.pause_queue(queue)
+    assert client.queues()[0].paused
+    client.resume_queue(queue)
+    assert [d.payload for d in client.dequeue(queue)] == [1]
+
+
+def test_purge(client: mq.Client, queue: str) -> None:
+    client.enqueue_batch(queue, [1, 2, 3])
+    assert client.purge_queue(queue) == 3
+    assert client.dequeue(queue) == []
+
+
+@pytest.mark.parametrize("payload", [{"a": [1, None, "ü"]}, [], "text", 1, 1.5, True, None])
+def test_a_payload_comes_back_as_it_was(client: mq.Client, queue: str, payload: object) -> None:
+    msg_id = client.enqueue(queue, payload, {"trace": "x"})
+    (delivery,) = client.dequeue(queue)
+    assert delivery.payload == payload
+    assert delivery.headers == {"trace": "x"}
+    assert (delivery.msg_id, delivery.attempt) == (msg_id, 1)
+
+
+def test_a_delivery_is_typed_whatever_the_connection_makes_of_rows(
+    database: str, queue: str
+) -> None:
+    with psycopg.connect(database, autocommit=True, row_factory=dict_row) as conn:
+        client = mq.Client(conn)
+        client.enqueue(queue, "x")
+        (delivery,) = client.dequeue(queue, visibility_timeout=MINUTE)
+    assert isinstance(delivery, mq.Delivery)
+    assert delivery.enqueued_at.tzinfo is not None
+    assert delivery.leased_until > delivery.enqueued_at
+    assert isinstance(delivery.receipt, str)
+
+
+def test_batch_keeps_order_and_headers(client: mq.Client, queue: str) -> None:
+    ids = client.enqueue_batch(queue, ["a", "b", None], [{"n": 1}, None, {"n": 3}])
+    assert ids == sorted(ids)
+    got = client.dequeue(queue, 10)
+    assert [(d.msg_id, d.payload, d.headers) for d in got] == list(
+        zip(ids, ["a", "b", None], [{"n": 1}, None, {"n": 3}], strict=True)
+    )
+    assert len({d.receipt for d in got}) == 1
+
+
+def test_an_empty_batch_sends_nothing(client: mq.Client, queue: str) -> None:
+    assert client.enqueue_batch(queue, []) == []
+
+
+def test_delay_and_deliver_at_defer(client: mq.Client, queue: str) -> None:
+    client.enqueue(queue, 1, delay=timedelta(hours=2))
+    due = datetime.now(timezone.utc) + timedelta(hours=1)
+    msg_id = client.enqueue(queue, 2, deliver_at=due)
+    assert client.dequeue(queue, 10) == []
+    assert client.next_due(queue) == due
+    status = client.message_status(queue, msg_id)
+    assert status is not None
+    assert (status.state, status.due_at) == ("deferred", due)
+
+
+def test_nothing_is_due(client: mq.Client, queue: str) -> None:
+    assert client.next_due(queue) is None
+
+
+def test_the_transaction_is_the_callers(
+    database: str, conn: psycopg.Connection[Any], queue: str
+) -> None:
+    with psycopg.connect(database) as mine:
+        mq.Client(mine).enqueue(queue, "no")
+        mine.rollback()
+        mq.Client(mine).enqueue(queue, "yes")
+        assert mine.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        assert mq.Client(conn).dequeue(queue) == []
+        mine.commit()
+    assert [d.payload for d in mq.Client(conn).dequeue(queue, 10)] == ["yes"]
+
+
+def test_ack(client: mq.Client, queue: str) -> None:
+    client.enqueue_batch(queue, [1, 2, 3])
+    got = client.dequeue(queue, 3)
+    receipt = got[0].receipt
+    assert client.ack(queue, receipt, [got[0].msg_id]) == 1
+    assert client.ack(queue, receipt, []) == 0
+    assert client.ack(queue, receipt) == 2
+    assert client.ack(queue, receipt) == 0
+    with pytest.raises(mq.LeaseLost):
+        client.ack(queue, receipt, strict=True)
+
+
+def test_ack_by_the_next_dequeue(client: mq.Client, queue: str) -> None:
+    client.enqueue_batch(queue, [1, 2])
+    (one,) = client.dequeue(queue)
+    (two,) = client.dequeue(queue, ack=one.receipt)
+    assert two.payload == 2
+    with pytest.raises(mq.LeaseLost):
+        client.dequeue(queue, ack=one.receipt)
+
+
+def test_nack(client: mq.Client, queue: str) -> None:
+    client.enqueue_batch(queue, [1, 2, 3])
+    one, two, three = client.dequeue(queue, 3)
+    assert client.nack(queue, one.receipt, [one.msg_id], delay=timedelta(0), reason="why") == 1
+    assert client.nack(queue, one.receipt, [two.msg_id], dead=True, reason="bad") == 1
+    assert client.nack(queue, one.receipt, delay=timedelta(hours=1)) == 1
+    (again,) = client.dequeue(queue, 3)
+    assert (again.msg_id, again.attempt) == (one.msg_id, 2)
+    (dead,) = client.dead_letters(queue)
+    assert (dead.msg_id, dead.reason, dead.payload, dead.attempts) == (two.msg_id, "bad", 2, 1)
+    assert dead.died_at >= dead.enqueued_at
+    assert dead.history
+    status = client.message_status(queue, three.msg_id)
+    assert status is not None
+    assert status.state == "deferred"
+
+
+def test_extend(client: mq.Client, queue: str) -> None:
+    client.enqueue(queue, 1)
+    (got,) = client.dequeue(queue)
+    until = client.extend(queue, got.receipt, timedelta(hours=1))
+    assert until is not None
+    assert until > got.leased_until
+    client.ack(queue, got.receipt)
+    assert client.extend(queue, got.receipt) is None
+
+
+def test_redrive_and_purge_dead_letters(client: mq.Client, queue: str) -> None:
+    client.enqueue_batch(queue, [1, 2])
+    got = client.dequeue(queue, 2)
+    client.nack(queue, got[0].receipt, dead=True)
+    assert client.redrive(queue, [got[0].msg_id]) == 1
+    assert [d.msg_id for d in client.dequeue(queue, 2)] == [got[0].msg_id]
+    assert client.purge_dead_letters(queue, older_than=timedelta(days=1)) == 0
+    assert client.purge_dead_letters(queue) == 1
+    assert client.dead_letters(queue, 5) == []
+
+
+def test_peek_status_stats(client: mq.Client, queue: str) -> None:
+    first, second = client.enqueue_batch(queue, ["a", "b"])
+    client.dequeue(queue)
+    peeked = {p.msg_id: p for p in client.peek(queue, 10)}
+    assert peeked[second].state == "ready"
+    assert peeked[second].payload == "b"
+    status = client.message_status(queue, first)
+    assert status is not None
+    assert status.state == "leased"
+    assert status.leased_until is not None
+    assert client.message_status(queue, 10**9) is None
+    (stats,) = client.queue_stats(queue)
+    assert (stats.queue, stats.ready, stats.leased, stats.deferred, stats.dead) == (
+        queue,
+        1,
+        1,
+        0,
+        0,
+    )
+    assert isinstance(stats.oldest_ready_age, timedelta)
+    assert client.queue_stats() == [stats] or len(client.queue_stats()) == 1
+
+
+def test_upkeep(client: mq.Client, queue: str) -> None:
+    assert client.sweep_stale(queue) == 0
+    assert client.sweep_stale() == 0
+    client.rotate_segment(queue)
+    for action in client.maintain(queue) + client.maintain():
+        assert isinstance(action, mq.MaintenanceAction)
+        assert action.queue == queue
+
+
+def test_listen(client: mq.Client, conn: psycopg.Connection[Any], queue: str) -> None:
+    client.listen(queue)
+    client.enqueue(queue, 1)
+    (notify,) = conn.notifies(timeout=10, stop_after=1)
+    assert (notify.channel, notify.payload) == (f"mq_{queue}", "")
+    client.unlisten(queue)
+    assert conn.execute("select count(*) from pg_listening_channels()").fetchone() == (0,)
+
+
+def test_version(client: mq.Client) -> None:
+    assert client.version().startswith("0.1")
+
+
+def test_copy_in(client: mq.Client, queue: str) -> None:
+    client.create_queue("other")
+    due = datetime.now(timezone.utc) + timedelta(hours=1)
+    messages: list[object] = [
+        {"plain": 1},
+        None,
+        mq.Message("with headers", {"h": 1}),
+        mq.Message("later", deliver_at=due),
+        mq.Message("elsewhere", queue="other"),
+    ]
+    assert client.copy_in(queue, iter(messages)) == 5
+    got = client.dequeue(queue, 10)
+    assert [(d.payload, d.headers) for d in got] == [
+        ({"plain": 1}, None),
+        (None, None),
+        ("with headers", {"h": 1}),
+    ]
+    assert client.next_due(queue) == due
+    assert [d.payload for d in client.dequeue("other", 10)] == ["elsewhere"]
+
+
+def test_copy_in_is_all_or_nothing(client: mq.Client, queue: str) -> None:
+    with pytest.raises(mq.QueueNotFound):
+        client.copy_in(queue, [1, mq.Message(2, queue="nowhere")])
+
+    def broken() -> Any:
+        yield 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client.copy_in(queue, broken())
+    assert client.dequeue(queue, 10) == []
+
+
+def test_what_is_not_supported_says_so(client: mq.Client, queue: str) -> None:
+    with pytest.raises(mq.NotSupported) as caught:
+        client.cancel(queue, client.enqueue(queue, 1))
+    assert caught.value.hint
+
+
+def test_dequeue_wants_read_committed(database: str, queue: str) -> None:
+    with psycopg.connect(database) as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        mq.Client(conn).enqueue(queue, 1)
+        with pytest.raises(mq.NotSupported):
+            mq.Client(conn).dequeue(queue)

@@ -1,0 +1,95 @@
+"""`mq.AsyncClient` does what `mq.Client` does."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+import mq
+
+
+def names(kind: type) -> list[str]:
+    return [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"]
+
+
+def run(dsn: str, test: Callable[[mq.AsyncClient], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+            await test(mq.AsyncClient(conn))
+
+    asyncio.run(main())
+
+
+def test_the_methods_are_the_same() -> None:
+    assert names(mq.AsyncClient) == names(mq.Client)
+    for name in names(mq.Client):
+        one, other = getattr(mq.Client, name), getattr(mq.AsyncClient, name)
+        assert inspect.iscoroutinefunction(other), name
+        assert other.__doc__, name
+        if name != "copy_in":
+            assert inspect.signature(one) == inspect.signature(other), name
+
+
+def test_a_round_through_all_methods(database: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        hour = timedelta(hours=1)
+        await client.create_queue("q", max_attempts=2)
+        await client.alter_queue("q", max_attempts=3)
+        assert [info.settings["max_attempts"] for info in await client.queues()] == [3]
+        first = await client.enqueue("q", {"n": 1}, {"h": 1})
+        ids = await client.enqueue_batch("q", [2, 3, 4])
+        assert sorted([first, *ids]) == [first, *ids]
+        await client.enqueue("q", "later", delay=hour)
+        assert await client.next_due("q") is not None
+        one, two, three = await client.dequeue("q", 3)
+        assert (one.payload, one.headers) == ({"n": 1}, {"h": 1})
+        assert await client.extend("q", one.receipt, hour) is not None
+        assert await client.ack("q", one.receipt, [one.msg_id], strict=True) == 1
+        assert await client.nack("q", one.receipt, [two.msg_id], dead=True, reason="bad") == 1
+        assert await client.nack("q", one.receipt, delay=hour) == 1
+        status = await client.message_status("q", three.msg_id)
+        assert status is not None
+        assert status.state == "deferred"
+        assert [dead.reason for dead in await client.dead_letters("q")] == ["bad"]
+        assert await client.redrive("q") == 1
+        assert await client.purge_dead_letters("q") == 0
+        assert len(await client.peek("q")) >= 2
+        (stats,) = await client.queue_stats("q")
+        assert stats.deferred == 2
+        assert await client.sweep_stale("q") == 0
+        await client.rotate_segment("q")
+        await client.maintain("q")
+        await client.listen("q")
+        await client.unlisten("q")
+        await client.pause_queue("q")
+        await client.resume_queue("q")
+        with pytest.raises(mq.NotSupported):
+            await client.cancel("q", first)
+        assert (await client.version()).startswith("0.1")
+        assert await client.purge_queue("q") >= 2
+        await client.drop_queue("q")
+        with pytest.raises(mq.QueueNotFound):
+            await client.enqueue("q", 1)
+
+    run(database, test)
+
+
+def test_copy_in(database: str, queue: str) -> None:
+    async def more() -> AsyncIterator[Any]:
+        yield "c"
+        yield mq.Message("d", {"h": 1})
+
+    async def test(client: mq.AsyncClient) -> None:
+        assert await client.copy_in(queue, ["a", "b"]) == 2
+        assert await client.copy_in(queue, more()) == 2
+        assert [d.payload for d in await client.dequeue(queue, 9)] == ["a", "b", "c", "d"]
+        with pytest.raises(mq.QueueNotFound):
+            await client.copy_in("nowhere", ["a"])
+
+    run(database, test)
