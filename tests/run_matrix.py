@@ -18,7 +18,6 @@ from pathlib import Path
 from support import binaries
 
 TESTS = Path(__file__).resolve().parent
-NO_TESTS_COLLECTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def run(major: int, server: str, seconds: float) -> Outcome:
         left = seconds - (time.monotonic() - began)
         status, said = _run(command, server, left)
         log += said
-        passed = passed and status in (0, NO_TESTS_COLLECTED)
+        passed = passed and status == 0
         summaries.append(_last_word(said))
     return Outcome(major, passed, time.monotonic() - began, "; ".join(summaries), log)
 

@@ -33,8 +33,8 @@ def main() -> int:
 
     files = options.files or sorted((TESTS / "sql").glob("*.sql"))
     if not files:
-        print("no pgTAP files in tests/sql")
-        return 0
+        print("no pgTAP files in tests/sql", file=sys.stderr)
+        return 2
     with Server(options.server) as server:
         env = server.env() | {
             "MQ_PSQL": str(binaries.psql()),
