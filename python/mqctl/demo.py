@@ -43,7 +43,6 @@ _BATCH = 1_000
 _MAX_ATTEMPTS = 3
 _STALLED_SECONDS = 60.0
 _LEASE_LOST = "MQ003"
-_HOLDING, _NOW = 1, 2  # when the victim is to stand still: as soon as it holds messages, or at once
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
@@ -97,15 +96,18 @@ class _Place:
 class _Board:
     """Numbers in memory shared with the workers; no locks, so a killed worker cannot keep one.
 
-    Each worker counts on its own. The first one, the victim, stands still when it is told to, and says how many messages it
-    holds.
+    Each worker counts on its own. The first one, the victim, stands still with the messages it takes once ``half`` of them
+    all are done, or at once when it is told to, and says how many it holds.
     """
 
-    def __init__(self, context: Any, workers: int) -> None:
+    def __init__(self, context: Any, workers: int, half: int) -> None:
+        self.half = half
         self.done = context.RawArray("q", workers)
         self.lost = context.RawArray("q", workers)
+        self.pieces = context.RawArray("q", workers)
         self.ready = context.RawArray("b", workers)
         self.stop = context.RawValue("b", 0)
+        self.go = context.RawValue("b", 0)
         self.stand_still = context.RawValue("b", 0)
         self.still = context.RawValue("b", 0)
         self.held = context.RawValue("q", 0)
@@ -309,7 +311,7 @@ class _Run:
         context = multiprocessing.get_context("spawn")
         self._conn, self._place, self._total, self.failing = conn, place, total, failing
         self._advance, self._out = advance, out
-        self._board = _Board(context, workers)
+        self._board = _Board(context, workers, total // 2)
         self._errors = context.SimpleQueue()
         self._processes: list[BaseProcess] = [
             context.Process(
@@ -354,16 +356,17 @@ class _Run:
     def watch(self) -> None:
         """Until every file has its result: shows how far it is, kills the victim half way, cures and redrives."""
         started = moved = time.monotonic()
-        while not any(self._board.ready) and time.monotonic() - started < _STALLED_SECONDS:
+        while not all(self._board.ready) and time.monotonic() - started < _STALLED_SECONDS:
             self._check_workers()
             time.sleep(0.01)
+        self._board.go.value = 1
         started = moved = time.monotonic()
-        upkeep, before = 0.0, -1
+        upkeep, before = 0.0, (-1, 0)
         while (done := self.done) < self._total:
             now = time.monotonic()
             self._check_workers()
-            if done != before:
-                before, moved = done, now
+            if (sign := (done, sum(self._board.pieces))) != before:
+                before, moved = sign, now
             elif now - moved > _STALLED_SECONDS:
                 raise MqctlError(f"the workers stalled at {done} of {self._total} files")
             if now - upkeep >= 0.5:
@@ -386,9 +389,10 @@ class _Run:
 
     def _kill_victim(self, done: int) -> None:
         """SIGKILL for the first worker half way, as soon as it holds messages."""
-        if self.killed or done < self._total // 2:
+        if self.killed or done < self._board.half:
             return
-        self._board.stand_still.value = _NOW if done >= self._total - self.failing else _HOLDING
+        if done >= self._total - self.failing:
+            self._board.stand_still.value = 1  # too late for a victim with messages in its hands
         if not self._board.still.value:
             return
         victim = self._processes[0]
@@ -427,18 +431,21 @@ def _worker(
     try:
         with connect(dsn) as conn:
             board.ready[number] = 1
+            while not board.go.value and not board.stop.value and os.getppid() == parent:
+                time.sleep(0.005)
             while not board.stop.value and os.getppid() == parent:
                 rows = call(
                     conn, "dequeue", queue=place.queue, n=_PER_LEASE, wait="200 milliseconds"
                 )
-                order = board.stand_still.value
-                if number == 0 and (order == _NOW or (order == _HOLDING and rows)):
+                if number == 0 and (
+                    board.stand_still.value or (rows and sum(board.done) >= board.half)
+                ):
                     board.held.value = len(rows)
                     board.still.value = 1
                     time.sleep(3600)  # the SIGKILL comes here
                 if rows:
                     try:
-                        board.done[number] += _handle(conn, place, Path(root), number, rows)
+                        board.done[number] += _handle(conn, place, Path(root), number, board, rows)
                     except psycopg.Error as error:
                         if error.sqlstate != _LEASE_LOST:
                             raise
@@ -451,11 +458,21 @@ def _worker(
 
 
 def _handle(
-    conn: Connection, place: _Place, root: Path, number: int, rows: Sequence[dict[str, Any]]
+    conn: Connection,
+    place: _Place,
+    root: Path,
+    number: int,
+    board: _Board,
+    rows: Sequence[dict[str, Any]],
 ) -> int:
     """Hashes the files of one lease; results and acks in one transaction. How many succeeded."""
     receipt = rows[0]["receipt"]
     lease = _Lease(conn, place.queue, receipt)
+
+    def between() -> None:
+        board.pieces[number] += 1
+        lease.keep()
+
     paths = {row["msg_id"]: str(json.loads(row["payload"])["path"]) for row in rows}
     query = place.query("select path from {schema}.faulty where path = any (%s)")
     faulty = {row["path"] for row in conn.execute(query, [list(paths.values())])}
@@ -467,7 +484,7 @@ def _handle(
             bad[msg_id] = ("failed on purpose", row["attempt"])
             continue
         try:
-            digest, count = hash_file(root / path, lease.keep)
+            digest, count = hash_file(root / path, between)
         except OSError as error:
             bad[msg_id] = (f"cannot read it: {error.strerror}", row["attempt"])
         else:

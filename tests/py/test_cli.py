@@ -497,7 +497,9 @@ def test_maintain_loop_survives_a_lost_connection_and_ends_on_sigterm(
     ok("queue", "create", "q")
 
     def backend() -> int | None:
-        query = "select pid from pg_stat_activity where query like '%mq.maintain%' and datname = current_database() and pid <> pg_backend_pid()"
+        query = """select pid from pg_stat_activity
+                   where query like '%mq.maintain%' and datname = current_database()
+                     and pid <> pg_backend_pid()"""
         row = conn.execute(query).fetchone()
         return row[0] if row else None
 
