@@ -50,6 +50,8 @@ begin
     perform mq._create_slot(v_id, 1);
     perform mq._create_slot(v_id, 2);
     insert into mq.segment (queue_id, segment, slot) values (v_id, 1, 1);
+    perform mq._unfence(format('log_%s_1', v_id));
+    perform mq._unfence(format('deferred_%s_0', v_id));
 end $$;
 
 comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean) is

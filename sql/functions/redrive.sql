@@ -23,7 +23,7 @@ begin
         where d.queue_id = c.queue_id and d.msg_id = c.msg_id returning d.*)
     select array_agg((case when t.queue_id = q.queue_id then g.msg_id else nextval(t.msg_ids) end,
                       g.enqueued_at, 1, g.payload, g.headers,
-                      g.history || jsonb_build_object('outcome', 'redriven', 'at', clock_timestamp()), null)::mq._taken order by g.msg_id)
+                      g.history || jsonb_build_object('outcome', 'redriven', 'at', clock_timestamp()), null, null)::mq._taken order by g.msg_id)
       into v_taken from gone as g;
     if v_taken is null then
         return 0;

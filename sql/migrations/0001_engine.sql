@@ -129,7 +129,8 @@ create type mq._taken as (
     payload     jsonb,
     headers     jsonb,
     history     jsonb,
-    outcome     text
+    outcome     text,
+    due_at      timestamptz
 );
 
 -- What functions return. Types, because an argument and a result column of one name cannot both be columns of a table.

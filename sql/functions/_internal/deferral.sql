@@ -46,7 +46,7 @@ begin
             constraint promotion_{d}_pkey primary key (no)
         ) with (autovacuum_enabled = false);
         create trigger sealed before insert on mq.deferred_{d} for each row execute function mq._redirect_deferred();
-        alter table mq.deferred_{d} disable trigger sealed;
+        alter table mq.deferred_{d} enable always trigger sealed;
         $x$, '{d}', _create_deferral.queue_id || '_' || v_generation);
     end loop;
     perform mq._create_deferral_functions(_create_deferral.queue_id);
@@ -88,10 +88,9 @@ begin
                       limit 1000) as m);
         end $$;
 
-        -- Up to p_max messages that are due, oldest first. The caller holds the promotion lock.
-        create or replace function mq._promote_{d}(p_max int) returns setof mq._taken language plpgsql as $$
+        -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
+        create or replace function mq._promote_{d}(p_max int, p_now timestamptz) returns setof mq._taken language plpgsql as $$
         declare
-            v_now  timestamptz;
             p      record;
             r      record;
             v_prev pg_snapshot;
@@ -126,10 +125,9 @@ begin
             select case when (u.due_at, u.xid, u.msg_id) > (p.due_at, p.due_xid, p.due_id) then u.due_at
                         else p.due_at + interval '1 microsecond' end, u.xid, u.msg_id
             from unnest(a_due[:1000], a_xid[:1000], a_id[:1000]) as u (due_at, xid, msg_id);
-            v_now := clock_timestamp();
             select array_agg(x.due_at), array_agg(x.xid), array_agg(x.msg_id) into t_due, t_xid, t_id
             from (select * from mq.timer_{d} as y
-                  where (y.due_at, y.xid, y.msg_id) > (p.due_at, p.due_xid, p.due_id) and y.due_at <= v_now
+                  where (y.due_at, y.xid, y.msg_id) > (p.due_at, p.due_xid, p.due_id) and y.due_at <= p_now
                   order by y.due_at, y.xid, y.msg_id limit p_max) as x;
             if a_id is null and t_id is null then
                 return;
@@ -139,7 +137,7 @@ begin
                     coalesce(t_due[cardinality(t_due)], p.due_at), coalesce(t_xid[cardinality(t_xid)], p.due_xid),
                     coalesce(t_id[cardinality(t_id)], p.due_id), coalesce(p.taken, 0) + coalesce(cardinality(t_id), 0));
             return query
-                select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text
+                select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, m.due_at
                 from unnest(t_xid, t_id) as u (xid, msg_id)
                 cross join lateral (
                     select * from mq.deferred_{d} as y where y.xid = u.xid and y.msg_id = u.msg_id
@@ -220,11 +218,11 @@ begin
             return;             -- somebody else promotes: what is due goes into their block
         end if;
         if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
-            return query select * from mq._promote_{q}_1(p_max);
+            return query select * from mq._promote_{q}_1(p_max, clock_timestamp());
             get diagnostics v_count = row_count;
         end if;
         if v_count < p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
-            return query select * from mq._promote_{q}_0(p_max - v_count);
+            return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp());
         end if;
     end $$;
     $x$, '{q}', _create_deferral_functions.queue_id::text),
@@ -241,51 +239,55 @@ begin
     execute 'insert into mq.deferred_' || _defer.queue_id || '_' || ((pg_sequence_last_value(_defer.register) >> 32) & 1)
         || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, history)'
         || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.history'
-        || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, history, outcome, d)'
+        || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, history, outcome, due_at, d)'
         using _defer.messages, _defer.due_at;
 end $$;
 
--- Changes over to the other set when most of the open one is consumed, and empties the old one: arrivals that came
--- late and whatever still waits move over, in due order, then it is truncated. Returns what was done.
+-- Changes over to the other set when most of the open one is consumed, and empties the old one: what still waits there
+-- moves over, a part per call, then it is truncated. So each message is copied once per four times its size consumed.
+-- Returns what was done. The register is not undone by a rollback, so each call does one step and the next call sees
+-- whether it is there.
 create or replace function mq._rotate_deferral(queue_id int, register regclass) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_value bigint := pg_sequence_last_value(_rotate_deferral.register);
-    v_open  int := (v_value >> 32) & 1;
-    v_old   int := 1 - v_open;
+    v_open  text := _rotate_deferral.queue_id || '_' || ((v_value >> 32) & 1);
+    v_old   text := _rotate_deferral.queue_id || '_' || (1 - ((v_value >> 32) & 1));
     v_rows  bigint;
-    v_left  bigint;
+    v_taken bigint;
     v_moved mq._taken[];
-    v_due   timestamptz[];
 begin
     if (v_value >> 33) & 1 = 0 then
-        -- The open set is worth changing once it is big, and three quarters of it are promoted.
-        if pg_relation_size(format('mq.deferred_%s_%s', _rotate_deferral.queue_id, v_open)::regclass) < 4194304 then
+        if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
             return null;
         end if;
-        execute format('select coalesce((select p.taken from mq.promotion_%1$s_%2$s as p order by p.no desc limit 1), 0), '
-                       '(select count(*) from mq.deferred_%1$s_%2$s)', _rotate_deferral.queue_id, v_open) into v_left, v_rows;
-        if v_left < v_rows * 3 / 4 then
+        execute format('select (select count(*) from mq.deferred_%1$s), '
+                       'coalesce((select p.taken from mq.promotion_%1$s as p order by p.no desc limit 1), 0)', v_open) into v_rows, v_taken;
+        if v_taken < v_rows * 3 / 4 then
             return null;
         end if;
-        perform setval(_rotate_deferral.register, (v_value & ~(3::bigint << 32)) | (v_old::bigint << 32) | (1::bigint << 33));
+        perform setval(_rotate_deferral.register, (v_value # (1::bigint << 32)) | (1::bigint << 33));
         return 'changed over';
     end if;
-
-    -- Nobody may promote from the old set while it is moved, and nobody may add to it.
+    -- Nobody may add to the old set, nor promote from it, while it is moved.
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_rotate_deferral.queue_id, -2)) then
         return null;
     end if;
-    execute format('lock table mq.deferred_%s_%s in share row exclusive mode', _rotate_deferral.queue_id, v_old);
-    execute format('alter table mq.deferred_%s_%s enable always trigger sealed', _rotate_deferral.queue_id, v_old);
-    execute format('select array_agg((w.msg_id, w.enqueued_at, w.attempt, w.payload, w.headers, w.history, null)::mq._taken), array_agg(w.due_at) '
-                   'from mq._waiting_%s_%s() as w', _rotate_deferral.queue_id, v_old) into v_moved, v_due;
-    if v_moved is not null then
-        perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, v_due);
+    perform mq._fence('deferred_' || v_old);
+    execute format('select count(*) from (select from mq.deferred_%s limit 1) as x', v_old) into v_rows;
+    if v_rows = 0 then
+        perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
+        return 'the old set is empty';
     end if;
-    execute replace('truncate mq.deferred_{d}, mq.timer_{d}, mq.promotion_{d}; alter table mq.deferred_{d} disable trigger sealed',
-                    '{d}', _rotate_deferral.queue_id || '_' || v_old);
-    -- Not undone by a rollback: then the old set counts as empty while it is not. So this is said only by the next
-    -- call, which finds it empty.
-    return format('moved %s messages', coalesce(cardinality(v_moved), 0));
+    execute format('select array_agg(m) from mq._promote_%s(10000, ''infinity'') as m', v_old) into v_moved;
+    if v_moved is not null then
+        perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, array(select m.due_at from unnest(v_moved) as m));
+        return format('moved %s messages', cardinality(v_moved));
+    end if;
+    execute format('select count(*) from (select from mq._waiting_%s() limit 1) as x', v_old) into v_rows;
+    if v_rows > 0 then
+        return null;            -- more arrivals than one call gives timers to
+    end if;
+    execute format('truncate mq.deferred_%1$s, mq.timer_%1$s, mq.promotion_%1$s', v_old);
+    return 'truncated the old set';
 end $f$;

@@ -1,16 +1,18 @@
--- The insert fences of sealed segments: a producer that read the register before a rotation, or that is older than
--- the sealing, is led to where messages go now. No producer ever fails for it.
+-- The insert fences. Every log and every deferral set but the open one is fenced, from the sealing until it is open
+-- again and upkeep takes the fence away: a producer that read the register long ago, even one that waited for the
+-- TRUNCATE of what it was about to write to, is led to where messages go now. No producer ever fails for a rotation.
 create or replace function mq._redirect_message() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_queue_id int := split_part(tg_table_name, '_', 2);
+    v_open     bigint := pg_sequence_last_value(('mq.register_' || v_queue_id)::regclass) & 65535;
 begin
-    if new.lane < 0 then        -- born in a block of this segment; its opener holds a lock that precludes sealing
-        raise exception using errcode = 'serialization_failure', message = 'this segment was sealed; retry the transaction',
-            hint = 'Retry the transaction.';
+    -- What is born in a block (lane below 0) stays with it: its opener locked this log while it was the open one, so
+    -- it is not sealed yet.
+    if split_part(tg_table_name, '_', 3) = v_open::text or new.lane < 0 then
+        return new;
     end if;
-    execute 'insert into mq.log_' || v_queue_id || '_' || (pg_sequence_last_value('mq.register_' || v_queue_id) & 65535)
-        || ' select ($1).*' using new;
+    execute 'insert into mq.log_' || v_queue_id || '_' || v_open || ' select ($1).*' using new;
     return null;
 end $$;
 
@@ -18,8 +20,36 @@ create or replace function mq._redirect_deferred() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_queue_id int := split_part(tg_table_name, '_', 2);
+    v_open     bigint := (pg_sequence_last_value(('mq.register_' || v_queue_id)::regclass) >> 32) & 1;
 begin
-    execute 'insert into mq.deferred_' || v_queue_id || '_' || ((pg_sequence_last_value('mq.register_' || v_queue_id) >> 32) & 1)
-        || ' select ($1).*' using new;
+    if split_part(tg_table_name, '_', 3) = v_open::text then
+        return new;
+    end if;
+    execute 'insert into mq.deferred_' || v_queue_id || '_' || v_open || ' select ($1).*' using new;
     return null;
+end $$;
+
+-- Puts a fence up, and waits for writers in flight: after it no transaction can add a row, for a row that passed the
+-- fence while this was still the open one has a lock that is waited for here.
+create or replace function mq._fence(fenced_table text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute format('lock table mq.%I in share row exclusive mode', fenced_table);
+    if not mq._is_fenced(fenced_table) then
+        execute format('alter table mq.%I enable always trigger sealed', fenced_table);
+    end if;
+end $$;
+
+create or replace function mq._unfence(fenced_table text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if mq._is_fenced(fenced_table) then
+        execute format('alter table mq.%I disable trigger sealed', fenced_table);
+    end if;
+end $$;
+
+create or replace function mq._is_fenced(fenced_table text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (select from pg_trigger as t where t.tgrelid = ('mq.' || fenced_table)::regclass and t.tgname = 'sealed' and t.tgenabled <> 'D');
 end $$;

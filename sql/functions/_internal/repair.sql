@@ -18,10 +18,10 @@ begin
     end if;
     for s in select x.segment, x.slot from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
         execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode', '{t}', q.queue_id || '_' || s.slot);
-        execute format('select array_agg((u.msg_id, u.enqueued_at, u.attempt, u.payload, u.headers, u.history, null)::mq._taken order by u.msg_id) '
+        execute format('select array_agg((u.msg_id, u.enqueued_at, u.attempt, u.payload, u.headers, u.history, null, null)::mq._taken order by u.msg_id) '
                        'from mq._unsettled(%s, %s) as u', q.queue_id, s.slot) into v_more;
         v_kept := v_kept || v_more;
-        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}; alter table mq.log_{t} disable trigger sealed',
+        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}',
                         '{t}', q.queue_id || '_' || s.slot);
         v_open := s.slot;
     end loop;
@@ -29,12 +29,12 @@ begin
     update mq.segment as x set closed_at = null, sealed_at = null, exhausted_at = null, drained_at = null where x.queue_id = q.queue_id;
     update mq.slot as x set made_by = '3' where x.queue_id = q.queue_id;
     with gone as (delete from mq.survivor as x where x.queue_id = q.queue_id returning x.*)
-    select v_kept || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, null)::mq._taken) into v_kept from gone as g;
+    select v_kept || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, null, null)::mq._taken) into v_kept from gone as g;
 
     -- What is deferred: both sets, whatever their cursors say about windows; timers know what was taken.
     v_more := null;
     execute replace($x$
-        select array_agg((d.msg_id, d.enqueued_at, d.attempt, d.payload, d.headers, d.history, null)::mq._taken), array_agg(d.due_at)
+        select array_agg((d.msg_id, d.enqueued_at, d.attempt, d.payload, d.headers, d.history, null, null)::mq._taken), array_agg(d.due_at)
         from (
             select x.* from mq.deferred_{q}_0 as x
             left join mq.timer_{q}_0 as t on t.xid = x.xid and t.msg_id = x.msg_id
@@ -46,8 +46,7 @@ begin
             left join (select * from mq.promotion_{q}_1 order by no desc limit 1) as p on true
             where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)) as d
         $x$, '{q}', q.queue_id::text) into v_more, v_due;
-    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1;'
-                    'alter table mq.deferred_{q}_0 disable trigger sealed; alter table mq.deferred_{q}_1 disable trigger sealed',
+    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1',
                     '{q}', q.queue_id::text);
 
     -- Sequences are not copied by logical replication.

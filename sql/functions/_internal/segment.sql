@@ -73,8 +73,7 @@ end $$;
 create or replace function mq._seal(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    execute format('lock table mq.log_%1$s_%2$s in share row exclusive mode', _seal.queue_id, _seal.slot);
-    execute format('alter table mq.log_%1$s_%2$s enable always trigger sealed', _seal.queue_id, _seal.slot);
+    perform mq._fence(format('log_%s_%s', _seal.queue_id, _seal.slot));
     update mq.segment as s set sealed_at = clock_timestamp() where s.queue_id = _seal.queue_id and s.slot = _seal.slot;
 end $$;
 
@@ -156,7 +155,6 @@ begin
     update mq.tally as y set delivered = y.delivered + coalesce(v_delivered, 0), settled = y.settled + coalesce(v_settled, 0)
     where y.queue_id = _free.queue_id;
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
-    execute format('alter table mq.log_%1$s_%2$s disable trigger sealed', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
     update mq.slot as s set freed_at = clock_timestamp() where s.queue_id = _free.queue_id and s.slot = _free.slot;
 end $$;

@@ -16,7 +16,7 @@ begin
             where s.queue_id = _settle.queue_id and s.token = r.token
               and (_settle.msg_ids is null or s.msg_id = any (_settle.msg_ids))
             returning s.*)
-        select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome)::mq._taken)
+        select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome, null)::mq._taken)
           into v_taken from gone as g;
     end if;
     -- Not there for this snapshot: it may have been leased after it was taken.
@@ -68,7 +68,7 @@ begin
         from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
-                      case when t.hole then t.history else t.longer end, null)::mq._taken)
+                      case when t.hole then t.history else t.longer end, null, null)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
     return coalesce(v_again, '{}');

@@ -80,9 +80,8 @@ begin
     -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
     create sequence mq.ticket_{t};
 
-    -- The insert fence, switched on when the segment is sealed.
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
-    alter table mq.log_{t} disable trigger sealed;
+    alter table mq.log_{t} enable always trigger sealed;
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);

@@ -23,7 +23,7 @@ begin
             order by x.queue_id, x.token, x.msg_id limit _sweep.most for update skip locked) as o
         where s.queue_id = o.queue_id and s.token = o.token and s.msg_id = o.msg_id
         returning s.*)
-    select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired')::mq._taken)
+    select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired', null)::mq._taken)
       into v_all from gone as g;
     if cardinality(v_all) = 0 then
         return v_all;

@@ -24,7 +24,7 @@ create or replace function mq._leased_{t}(p_sub smallint, p_lane smallint, p_blo
 language plpgsql as $$
 begin
     return query
-        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text
+        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, null::timestamptz
         from mq.block_{t} as b
         cross join lateral (
             select * from mq.lease_{t} as x
@@ -77,7 +77,7 @@ begin
         exit when v_seq is not null;
     end loop;
     return query
-        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome
+        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome, null::timestamptz
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 
