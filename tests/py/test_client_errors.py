@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -11,6 +12,24 @@ import pytest
 
 import mq
 from mq import errors
+from support.server import Server
+from support.server import database as temporary_database
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def database(server: Server, mq_template: str) -> Iterator[str]:
+    """One for all tests here: each has a queue of its own."""
+    with temporary_database(server, "client_errors", mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def queue(conn: psycopg.Connection[Any]) -> str:
+    name = f"q{next(NUMBERS)}"
+    mq.Client(conn).create_queue(name)
+    return name
 
 
 @pytest.fixture
