@@ -10,10 +10,14 @@ background  runs a call in a thread, for what blocks: background(conn.execute, "
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -79,6 +83,15 @@ def background() -> Iterator[Background]:
 def queue(conn: psycopg.Connection) -> str:
     conn.execute("select mq.create_queue('q')")
     return "q"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """tmp_path below a folder of this run's own, which goes with it: runs may overlap."""
+    if config.option.basetemp is None:
+        folder = tempfile.mkdtemp(prefix="mq-pytest-")
+        config.option.basetemp = Path(folder) / "t"
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)
