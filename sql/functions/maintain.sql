@@ -91,6 +91,7 @@ begin
         end loop;
         perform mq._advance_head(q.queue_id, q.register);
 
+        perform mq._absorb_arrivals(q.queue_id, q.register);
         begin
             return query select q.name, 'deferral'::text, x from mq._rotate_deferral(q.queue_id, q.register) as x where x is not null;
             for s in

@@ -57,8 +57,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
-        -- Whether _promote would find something: a timer or one of the next arrivals is due, or a thousand arrivals
-        -- wait for their timers.
+        -- Whether _promote would find something: a timer or one of the next arrivals is due, or so many arrivals wait for
+        -- their timers that one behind them may be.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
@@ -79,17 +79,17 @@ begin
             v_cur := coalesce(p.cur, mq._snapshot());
             r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
             return (
-                select coalesce(bool_or(m.due_at <= v_now), false) or count(*) >= 1000
+                select coalesce(bool_or(m.due_at <= v_now), false) or count(*) >= 256
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                        order by y.xid, y.msg_id limit 1000) as x
-                      limit 1000) as m);
+                        order by y.xid, y.msg_id limit 256) as x
+                      limit 256) as m);
         end $$;
 
         -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
-        create or replace function mq._promote_{d}(p_max int, p_now timestamptz) returns setof mq._taken language plpgsql as $$
+        create or replace function mq._promote_{d}(p_max int, p_now timestamptz, p_arrivals int) returns setof mq._taken language plpgsql as $$
         declare
             p      record;
             r      record;
@@ -109,11 +109,11 @@ begin
                   cross join lateral (
                     select y.due_at, y.xid, y.msg_id from mq.deferred_{d} as y
                     where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                    order by y.xid, y.msg_id limit 1001) as x
-                  limit 1001) as m;
-            if cardinality(a_id) > 1000 then
-                v_xid := a_xid[1001];
-                v_id := a_id[1001];
+                    order by y.xid, y.msg_id limit p_arrivals + 1) as x
+                  limit p_arrivals + 1) as m;
+            if cardinality(a_id) > p_arrivals then
+                v_xid := a_xid[p_arrivals + 1];
+                v_id := a_id[p_arrivals + 1];
             else
                 v_prev := v_cur;
                 v_cur := null;
@@ -124,7 +124,7 @@ begin
             insert into mq.timer_{d} (due_at, xid, msg_id)
             select case when (u.due_at, u.xid, u.msg_id) > (p.due_at, p.due_xid, p.due_id) then u.due_at
                         else p.due_at + interval '1 microsecond' end, u.xid, u.msg_id
-            from unnest(a_due[:1000], a_xid[:1000], a_id[:1000]) as u (due_at, xid, msg_id);
+            from unnest(a_due[:p_arrivals], a_xid[:p_arrivals], a_id[:p_arrivals]) as u (due_at, xid, msg_id);
             select array_agg(x.due_at), array_agg(x.xid), array_agg(x.msg_id) into t_due, t_xid, t_id
             from (select * from mq.timer_{d} as y
                   where (y.due_at, y.xid, y.msg_id) > (p.due_at, p.due_xid, p.due_id) and y.due_at <= p_now
@@ -218,11 +218,11 @@ begin
             return;             -- somebody else promotes: what is due goes into their block
         end if;
         if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
-            return query select * from mq._promote_{q}_1(p_max, clock_timestamp());
+            return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), 256);
             get diagnostics v_count = row_count;
         end if;
         if v_count < p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
-            return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp());
+            return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), 256);
         end if;
     end $$;
     $x$, '{q}', _create_deferral_functions.queue_id::text),
@@ -241,6 +241,17 @@ begin
         || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.history'
         || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, history, outcome, due_at, d)'
         using _defer.messages, _defer.due_at;
+end $$;
+
+-- Gives arrivals their timers, so that consumers need not.
+create or replace function mq._absorb_arrivals(queue_id int, register regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_value bigint := pg_sequence_last_value(_absorb_arrivals.register);
+begin
+    if pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_absorb_arrivals.queue_id, -2)) then
+        execute format('select from mq._promote_%s_%s(0, clock_timestamp(), 100000)', _absorb_arrivals.queue_id, (v_value >> 32) & 1);
+    end if;
 end $$;
 
 -- Changes over to the other set when most of the open one is consumed, and empties the old one: what still waits there
@@ -279,7 +290,7 @@ begin
         perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
         return 'the old set is empty';
     end if;
-    execute format('select array_agg(m) from mq._promote_%s(10000, ''infinity'') as m', v_old) into v_moved;
+    execute format('select array_agg(m) from mq._promote_%s(10000, ''infinity'', 10000) as m', v_old) into v_moved;
     if v_moved is not null then
         perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, array(select m.due_at from unnest(v_moved) as m));
         return format('moved %s messages', cardinality(v_moved));

@@ -1,10 +1,11 @@
--- Every message of a slot that is not finally settled, for people and for repair; reads the whole slot.
+-- Every message of a slot that is not finally settled, for people and for repair; reads the whole slot. There are no
+-- statistics, so the planner is kept from joining row by row.
 --
 -- What a message is now: its newest place. Messages behind the cursor are ready; those of a block are ready until a
 -- lease covers them; those of a lease are leased until a settlement names them or ends it.
 create or replace function mq._unsettled(queue_id int, slot int)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb, history jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = on set plan_cache_mode = auto as $f$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on as $f$
 begin
     return query execute replace($x$
         with leased as materialized (
@@ -18,9 +19,9 @@ begin
         fate as materialized (
             select s.block_no, s.slice, s.part, bool_or(s.final and s.msg_ids is null) as whole,
                    (array_agg(s.leased_until order by s.seq desc) filter (where s.leased_until is not null))[1] as leased_until,
-                   (select range_agg(r) from mq.settlement_{t} as y, unnest(y.msg_ids) as r
-                    where y.block_no = s.block_no and y.slice = s.slice and y.part = s.part) as msg_ids
-            from mq.settlement_{t} as s group by s.block_no, s.slice, s.part)
+                   range_agg(r) as msg_ids
+            from mq.settlement_{t} as s left join lateral unnest(s.msg_ids) as r on true
+            group by s.block_no, s.slice, s.part)
         select g.msg_id, case when l.msg_id is null then 'ready' else 'leased' end, g.attempt::int, g.enqueued_at,
                coalesce(f.leased_until, l.leased_until), g.payload, g.headers, g.history
         from mq.log_{t} as g

@@ -85,7 +85,7 @@ declare
     v_done boolean;
 begin
     execute replace($x$
-        select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur, true, false), true)
+        select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur), true)
            and coalesce(cardinality(b.counts), 0) = (select count(*) from mq.lease_{t} as l
                 where l.subscription = 1 and l.lane = 0 and l.block_no = b.block_no and l.rest = 0)
         from (select 1) as one

@@ -3,16 +3,14 @@ create or replace function mq._template_open() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
--- Whether a block can be opened. Null: transaction ids ran backwards, so this is a copy of another cluster's data.
-create or replace function mq._look_{t}(p_lane smallint, p_prev pg_snapshot, p_cur pg_snapshot, p_fresh boolean, p_due boolean) returns boolean
+-- Whether the window holds something. Null: transaction ids ran backwards, so this is a copy of another cluster's data.
+create or replace function mq._look_{t}(p_lane smallint, p_prev pg_snapshot, p_cur pg_snapshot) returns boolean
 language plpgsql as $$
 declare
     v_cur pg_snapshot;
     r     record;
 begin
-    if not p_fresh then
-        return mq._is_due_{q}();
-    elsif p_cur is not null then
+    if p_cur is not null then
         return true;            -- the last block ended inside its window, before a message that is there
     end if;
     v_cur := mq._snapshot();
@@ -25,8 +23,7 @@ begin
             cross join lateral (
                 select from mq.log_{t} as l
                 where l.lane = p_lane and (l.xid, l.msg_id) >= (u.lo_xid, u.lo_id) and l.xid <= u.hi_xid
-                order by l.lane, l.xid, l.msg_id limit 1) as m)
-        or p_due and mq._is_due_{q}();
+                order by l.lane, l.xid, l.msg_id limit 1) as m);
 end $$;
 
 -- Opens the next block: up to 64 slices of p_n (128 small ones), first of what is due again, then of what the window holds. Called with
@@ -60,7 +57,7 @@ begin
 
     -- Messages that are due again are appended to the log here, in a lane that windows do not read, under the number
     -- of this block. Only into the open segment: with its log locked against sealing, the register cannot be stale.
-    if p_given is not null or p_due and mq._is_due_{q}() then
+    if p_given is not null or p_due then
         lock table mq.log_{t} in row exclusive mode;
         if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
             insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)

@@ -19,6 +19,7 @@ declare
     v_until timestamptz;
     v_receipt text;
     v_ready boolean;
+    v_due   boolean;
     a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
 begin
@@ -87,7 +88,8 @@ begin
         end if;
 
         -- Nothing is free. Look before locking: a lock taken for nothing would stay to the end of the transaction.
-        v_ready := mq._look_{t}(p_lane, b.prev, b.cur, p_fresh, p_due);
+        v_due := p_due and mq._is_due_{q}();
+        v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end or v_due;
         if v_ready is null then
             perform mq._repair({q});
             return;
@@ -105,7 +107,7 @@ begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0))
-                    and mq._look_{t}(p_lane, b.prev, b.cur, p_fresh, p_due);
+                    and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and mq._is_due_{q}());
                 if not v_ready then
                     raise exception using errcode = 'MQ000';
                 end if;
@@ -126,7 +128,7 @@ begin
                 return;
             end if;
         end if;
-        if v_ready and not mq._open_{t}(p_sub, p_lane, p_n, p_fresh, p_due, null) then
+        if v_ready and not mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null) then
             return;
         end if;
     end loop;
