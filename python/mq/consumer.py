@@ -219,11 +219,11 @@ class ConsumerBase(Generic[C]):
             except ConnectionLost as error:
                 log.warning("queue %s: connection lost: %s", self.queue, error.message)
                 yield from self._reconnect()
-                if self._stopping:
-                    return
             except RetryTransaction as error:
                 log.info("queue %s: %s; trying again", self.queue, error.message)
                 yield Sleep(self._short.next())
+            if self._stopping:  # what is in hand is left to _finish, which tries once more
+                return
 
     def _reconnect(self) -> Flow[None]:
         """Until there is a connection again, or we are told to stop."""
