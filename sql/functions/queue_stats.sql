@@ -1,38 +1,38 @@
 create or replace function mq.queue_stats(queue text default null) returns setof mq.queue_statistics
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    q   mq.queue;
-    s   record;
-    m   record;
-    v   mq.queue_statistics;
-    v_n bigint;
-    v_a bigint;
+    q mq.queue;
+    s record;
+    m record;
+    v mq.queue_statistics;
 begin
     if queue_stats.queue is not null then
         perform mq._queue(queue_stats.queue);
     end if;
     for q in select * from mq.queue as x where queue_stats.queue is null or x.name = queue_stats.queue order by x.name loop
-        select count(*) filter (where x.state = 'ready') as ready, count(*) filter (where x.state = 'deferred') as deferred,
-               count(*) filter (where x.state = 'leased') as leased,
-               clock_timestamp() - min(coalesce(x.due_at, x.enqueued_at)) filter (where x.state = 'ready') as age
-          into m from mq._messages(q) as x;
         select t.delivered, t.settled into v.delivered_total, v.settled_total from mq.tally as t where t.queue_id = q.queue_id;
-        v.bytes := 0;
+        v.ready := 0;
+        v.deferred := 0;
+        v.leased := (select count(*) from mq.survivor as y where y.queue_id = q.queue_id);
         v.segments := 0;
+        v.oldest_ready_age := null;
         for s in select g.slot from mq.segment as g where g.queue_id = q.queue_id order by g.segment loop
-            execute replace('select coalesce((select sum(l.n) from mq.lease_{t} as l where l.leased_until > ''-infinity''), 0),'
-                            ' coalesce((select sum(s.n) from mq.settlement_{t} as s where s.outcome = ''acked''), 0)',
-                            '{t}', q.queue_id || '_' || s.slot) into v_n, v_a;
-            v.delivered_total := v.delivered_total + v_n;
-            v.settled_total := v.settled_total + v_a;
+            select * into m from mq._count_slot(q.queue_id, s.slot);
+            v.ready := v.ready + m.messages - m.leased;
+            v.leased := v.leased + m.leased - m.settled;
+            v.delivered_total := v.delivered_total + m.delivered;
+            v.settled_total := v.settled_total + m.acked;
             v.segments := v.segments + 1;
+            v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
+        end loop;
+        for v_generation in 0 .. 1 loop
+            select * into m from mq._count_deferral(q.queue_id, v_generation);
+            v.ready := v.ready + m.due;
+            v.deferred := v.deferred + m.waiting - m.due;
+            v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
         end loop;
         v.queue := q.name;
-        v.ready := m.ready;
-        v.deferred := m.deferred;
-        v.leased := m.leased;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
-        v.oldest_ready_age := m.age;
         v.enqueued_total := coalesce(pg_sequence_last_value(q.msg_ids), 0);
         v.bytes := (select coalesce(sum(pg_total_relation_size(c.oid)), 0) from pg_class as c
                     where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'

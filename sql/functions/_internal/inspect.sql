@@ -53,3 +53,63 @@ begin
     return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers
                  from mq.survivor as s where s.queue_id = q.queue_id;
 end $$;
+
+-- How much of everything is in a slot, without looking at each message: what was appended, less what was leased, is
+-- ready; what was leased, less what was settled, is leased.
+create or replace function mq._count_slot(queue_id int, slot int, out messages bigint, out leased bigint, out settled bigint,
+                                          out delivered bigint, out acked bigint, out oldest timestamptz)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmapscan = off set enable_sort = off as $f$
+declare
+    b record;
+    r record;
+begin
+    execute replace($x$
+        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0), coalesce(s.acked, 0)
+        from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
+             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked from mq.settlement_{t} as x) as s
+        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+        into messages, leased, settled, delivered, acked;
+    if messages = leased then
+        return;
+    end if;
+    -- The oldest that is ready: the first free slice of the newest block, or what comes after it.
+    execute replace($x$
+        select y.block_no, y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
+        from mq.block_{t} as y
+        left join lateral (
+            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, case when g < y.born then -1 else 0 end as lane
+            from generate_series(0, cardinality(y.counts) - 1) as g
+            where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.block_no and e.slice = g offset 0)
+            limit 1) as f on true
+        where y.subscription = 1 and y.lane = 0 order by y.subscription desc, y.lane desc, y.block_no desc limit 1
+        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot) into b;
+    if b.xid is null then
+        r := mq._ranges(coalesce(b.prev, '1:1:'), coalesce(b.cur, mq._snapshot()), coalesce(b.next_xid, '0'), coalesce(b.next_id, 0));
+        b.lane := 0;
+    else
+        select array[b.xid] as lo_xids, array[b.id] as lo_ids, array[b.xid] as hi_xids into r;
+    end if;
+    execute replace($x$
+        select min(m.enqueued_at) from unnest($1, $2, $3) as u (lo_xid, lo_id, hi_xid)
+        cross join lateral (
+            select l.enqueued_at from mq.log_{t} as l
+            where l.lane = $4 and (l.xid, l.msg_id) >= (u.lo_xid, u.lo_id) and l.xid <= u.hi_xid
+            order by l.lane, l.xid, l.msg_id limit 1) as m
+        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+        into oldest using r.lo_xids, r.lo_ids, r.hi_xids, b.lane::smallint;
+end $f$;
+
+create or replace function mq._count_deferral(queue_id int, generation int, out waiting bigint, out due bigint, out oldest timestamptz)
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    execute replace($x$
+        select (select count(*) from mq.deferred_{d}) - coalesce((select p.taken from mq.promotion_{d} as p order by p.no desc limit 1), 0)
+        $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into waiting;
+    due := 0;
+    if waiting > 0 then
+        execute replace($x$
+            select count(*), min(w.due_at) from mq._waiting_{d}() as w where w.due_at <= clock_timestamp()
+            $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into due, oldest;
+    end if;
+end $f$;
