@@ -99,8 +99,8 @@ begin
                 where g.queue_id = q.queue_id and g.freed_at < clock_timestamp() - interval '1 hour' - q.segment_age
                   and not exists (select from mq.segment as y where y.queue_id = g.queue_id and y.slot = g.slot)
                 order by g.slot desc
-                limit least(2, (select count(*) - 1 from mq.slot as f where f.queue_id = q.queue_id
-                                and not exists (select from mq.segment as y where y.queue_id = f.queue_id and y.slot = f.slot)))
+                limit greatest(0, least(2, (select count(*) - 1 from mq.slot as f where f.queue_id = q.queue_id
+                                and not exists (select from mq.segment as y where y.queue_id = f.queue_id and y.slot = f.slot))))
             loop
                 perform mq._drop_slot(q.queue_id, s.slot);
                 return next (q.name, 'removed', format('idle slot %s', s.slot))::mq.upkeep;
