@@ -41,3 +41,88 @@ begin
 end
 $$;
 comment on function test.buffers(text) is 'Shared buffers hit and read by one statement, planning left out.';
+
+create function test.queue_id(queue text) returns int
+language sql stable as $$ select q.queue_id from mq.queue as q where q.name = queue_id.queue $$;
+comment on function test.queue_id(text) is 'The number of a queue, which names its tables.';
+
+create function test.forget(queue text) returns void
+language plpgsql as $$
+begin
+    if exists (select from mq.queue as q where q.name = forget.queue) then
+        perform mq.drop_queue(forget.queue);
+    end if;
+end $$;
+comment on function test.forget(text) is 'Drops a queue that an earlier run of the file may have left.';
+
+-- Time moves by editing rows.
+create function test.expire_leases(queue text) returns void
+language plpgsql as $$
+declare
+    v_table text;
+begin
+    for v_table in
+        select format('%s_%s_%s', t, s.queue_id, s.slot)
+        from mq.slot as s, unnest(array['lease', 'settlement']) as t where s.queue_id = test.queue_id(expire_leases.queue)
+    loop
+        execute format('update mq.%I set leased_until = clock_timestamp() - interval ''1 second'' '
+                       'where leased_until > ''-infinity''', v_table);
+    end loop;
+    update mq.survivor as s set leased_until = clock_timestamp() - interval '1 second'
+    where s.queue_id = test.queue_id(expire_leases.queue);
+end $$;
+comment on function test.expire_leases(text) is 'Every lease of the queue, extended or not, ran out a second ago.';
+
+create function test.make_due(queue text) returns void
+language plpgsql as $$
+declare
+    v_set text;
+begin
+    foreach v_set in array array['0', '1'] loop
+        v_set := test.queue_id(make_due.queue) || '_' || v_set;
+        -- Timers lie ahead of the promoter's cursor, and must stay there.
+        execute replace($x$
+            with p as (
+                select coalesce(max(x.due_at), '2000-01-01') as due_at, coalesce(max(x.due_xid::text::bigint), 0)::text::xid8 as due_xid,
+                       coalesce(max(x.due_id), 0) as due_id
+                from (select * from mq.promotion_{d} order by no desc limit 1) as x),
+            t as (
+                select x.*, greatest(p.due_at, '2000-01-01') + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved
+                from mq.timer_{d} as x, p where (x.due_at, x.xid, x.msg_id) > (p.due_at, p.due_xid, p.due_id))
+            update mq.timer_{d} as y set due_at = t.moved from t where t.xid = y.xid and t.msg_id = y.msg_id
+            $x$, '{d}', v_set);
+        execute replace($x$
+            with t as (
+                select x.ctid, '2001-01-01'::timestamptz + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved
+                from mq.deferred_{d} as x)
+            update mq.deferred_{d} as y set due_at = t.moved from t where t.ctid = y.ctid
+            $x$, '{d}', v_set);
+    end loop;
+end $$;
+comment on function test.make_due(text) is 'Everything that the queue defers is due by now, in the order it was.';
+
+create function test.age_segments(queue text, age interval) returns void
+language sql as $$
+    update mq.segment as s
+    set opened_at = s.opened_at - age_segments.age, closed_at = s.closed_at - age_segments.age,
+        sealed_at = s.sealed_at - age_segments.age, exhausted_at = s.exhausted_at - age_segments.age
+    where s.queue_id = test.queue_id(age_segments.queue);
+    update mq.slot as s set freed_at = s.freed_at - age_segments.age
+    where s.queue_id = test.queue_id(age_segments.queue);
+$$;
+comment on function test.age_segments(text, interval) is 'Everything that happened to the queue''s segments and slots happened so long before.';
+
+create function test.advisory_locks() returns bigint
+language sql as $$ select count(*) from pg_locks as l where l.pid = pg_backend_pid() and l.locktype = 'advisory' $$;
+comment on function test.advisory_locks() is 'How many advisory locks this session holds.';
+
+create function test.wal_records(statement text) returns bigint
+language plpgsql as $$
+declare
+    v_plan json;
+begin
+    execute 'explain (analyze, wal, timing off, summary off, costs off, format json) ' || wal_records.statement into v_plan;
+    return (v_plan -> 0 -> 'Plan' ->> 'WAL Records')::bigint;
+end
+$$;
+comment on function test.wal_records(text) is 'WAL records that one statement writes.';
