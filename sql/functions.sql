@@ -5,6 +5,7 @@
 \ir functions/_internal/queue.sql
 \ir functions/_internal/notify.sql
 \ir functions/_internal/fence.sql
+\ir functions/_internal/template_append.sql
 \ir functions/_internal/template_take.sql
 \ir functions/_internal/template_gather.sql
 \ir functions/_internal/template_open.sql

@@ -29,21 +29,19 @@ begin
     elsif q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
     end if;
+    v_register := pg_sequence_last_value(q.register);
     if delay is not null or enqueue.deliver_at is not null then
         v_due_at := mq._due_at(delay, enqueue.deliver_at);
     end if;
-    v_msg_id := nextval(q.msg_ids);
-    v_register := pg_sequence_last_value(q.register);
     if v_due_at is null then
-        execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
-            using v_msg_id, enqueue.payload, enqueue.headers;
-    else
-        execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)'
-            using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+        execute 'select mq._append_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3, $4)'
+            into v_msg_id using enqueue.queue, q.notify, enqueue.payload, enqueue.headers;
+        return v_msg_id;
     end if;
-    if q.notify <> 'never' then
-        perform mq._notify(q.queue_id, enqueue.queue, q.notify, q.notified);
-    end if;
+    v_msg_id := nextval(q.msg_ids);
+    execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)'
+        using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+    perform mq._notify(q.queue_id, enqueue.queue, q.notify, q.notified);
     return v_msg_id;
 end $$;
 

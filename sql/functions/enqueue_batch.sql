@@ -38,14 +38,9 @@ begin
         return;
     end if;
     v_register := pg_sequence_last_value(q.register);
-    -- The ids of a batch are drawn in one go, so that they come out in the order of the payloads. A fence may lead the
-    -- rows elsewhere, so they are not read back with RETURNING.
     if v_due_at is null then
-        return query execute
-            'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'
-            ' i as (insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers) select msg_id, p, h from m)'
-            ' select msg_id from m'
-            using q.msg_ids, enqueue_batch.payloads, enqueue_batch.headers;
+        return query execute 'select * from mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2)'
+            using enqueue_batch.payloads, enqueue_batch.headers;
     else
         return query execute
             'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'

@@ -95,7 +95,7 @@ declare
     v_template text;
 begin
     foreach v_template in array array[
-        mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
+        mq._template_append(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
     loop
         execute replace(replace(replace(replace(replace(v_template,
             '{t}', _create_slot_functions.queue_id || '_' || _create_slot_functions.slot),

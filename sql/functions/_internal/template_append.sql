@@ -1,0 +1,42 @@
+-- _append_<slot>, _append_batch_<slot>: what enqueue does once it knows the open segment.
+create or replace function mq._template_append() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+create or replace function mq._append_{t}(p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
+language plpgsql as $$
+declare
+    v_msg_id bigint := nextval('mq.msg_id_{q}');
+    v_last   bigint;
+begin
+    insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
+    if p_notify = 'auto' then
+        -- The common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
+        if pg_try_advisory_lock({class}, (hashint8extended(-4, {q}::bigint * 16777216) & 2147483647)::int)
+            and pg_advisory_unlock({class}, (hashint8extended(-4, {q}::bigint * 16777216) & 2147483647)::int)
+        then
+            v_last := pg_sequence_last_value('mq.notified_{q}');
+            if v_last % 2 = 0 and abs(date_part('epoch', clock_timestamp()) * 1000 - v_last / 2) < 100 then
+                return v_msg_id;
+            end if;
+        end if;
+        perform mq._notify({q}, p_queue, p_notify, 'mq.notified_{q}');
+    elsif p_notify = 'always' then
+        perform mq._notify({q}, p_queue, p_notify, 'mq.notified_{q}');
+    end if;
+    return v_msg_id;
+end $$;
+
+-- The ids of a batch are drawn in one go, so that they come out in the order of the payloads. A fence may lead the rows
+-- elsewhere, so they are not read back with RETURNING.
+create or replace function mq._append_batch_{t}(p_payloads jsonb[], p_headers jsonb[]) returns setof bigint
+language plpgsql as $$
+begin
+    return query
+        with m as materialized (
+            select nextval('mq.msg_id_{q}') as msg_id, u.p, u.h from rows from (unnest(p_payloads), unnest(p_headers)) as u (p, h)),
+        i as (insert into mq.log_{t} (msg_id, payload, headers) select m.msg_id, m.p, m.h from m)
+        select m.msg_id from m;
+end $$;
+    $x$;
+end $f$;
