@@ -27,7 +27,9 @@ begin
         v_count := cardinality(mq._settle(ack.queue, v_id, ack.receipt, 'acked', ack.msg_ids));
     end if;
     if strict and v_count < coalesce(cardinality(ack.msg_ids), 1) then
-        perform mq._lease_lost(ack.queue);
+        if ack.msg_ids is null or v_count < (select count(distinct x) from unnest(ack.msg_ids) as x) then
+            perform mq._lease_lost(ack.queue);
+        end if;
     end if;
     return v_count;
 end $$;
