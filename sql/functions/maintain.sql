@@ -57,37 +57,43 @@ begin
         v_count := 0;
         for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
             exit when v_count >= 8;
-            begin
-                if s.sealed_at is null then
+            if s.sealed_at is null then
+                begin
                     perform mq._seal(q.queue_id, s.slot);
                     s.sealed_at := clock_timestamp();
                     v_count := v_count + 1;
                     return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
+                exception
+                    when lock_not_available then
+                        return next (q.name, 'busy', format('segment %s: somebody still writes to it', s.segment))::mq.upkeep;
+                        continue;
+                end;
+            end if;
+            if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
+                update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                s.exhausted_at := clock_timestamp();
+                return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
+            end if;
+            if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
+                if mq._move_survivors(q.queue_id, s.slot) > 0 then
+                    return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
                 end if;
-                if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
-                    update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                    s.exhausted_at := clock_timestamp();
-                    return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
-                end if;
-                if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
-                    if mq._move_survivors(q.queue_id, s.slot) > 0 then
-                        return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
-                    end if;
-                end if;
-                if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
-                    update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                    s.drained_at := clock_timestamp();
-                    return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
-                end if;
-                if s.drained_at is not null then
+            end if;
+            if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
+                update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                s.drained_at := clock_timestamp();
+                return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
+            end if;
+            if s.drained_at is not null then
+                begin
                     perform mq._free(q.queue_id, s.slot);
                     v_count := v_count + 1;
                     return next (q.name, 'dropped', format('segment %s', s.segment))::mq.upkeep;
-                end if;
-            exception
-                when lock_not_available then
-                    return next (q.name, 'busy', format('segment %s: a lock is taken', s.segment))::mq.upkeep;
-            end;
+                exception
+                    when lock_not_available then
+                        return next (q.name, 'busy', format('segment %s: somebody still reads it', s.segment))::mq.upkeep;
+                end;
+            end if;
         end loop;
         perform mq._advance_head(q.queue_id, q.register);
 

@@ -139,14 +139,14 @@ begin
     return v_count;
 end $$;
 
--- Gives the slot back. TRUNCATE waits for whoever still reads it, at most for the lock_timeout of the caller.
+-- Gives the slot back, unless somebody (a dump, a report) still reads it.
 create or replace function mq._free(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_delivered bigint;
     v_settled   bigint;
 begin
-    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode',
+    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
                    _free.queue_id, _free.slot);
     execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _free.queue_id, _free.slot)
         into v_delivered;
