@@ -100,16 +100,16 @@ begin
         perform mq._absorb_arrivals(q.queue_id, q.register);
         begin
             return query select q.name, 'deferral'::text, x from mq._rotate_deferral(q.queue_id, q.register) as x where x is not null;
-            for s in
-                select g.queue_id, 0::bigint, g.slot from mq.slot as g
+            for v_count in
+                select g.slot from mq.slot as g
                 where g.queue_id = q.queue_id and g.freed_at < clock_timestamp() - interval '1 hour' - q.segment_age
                   and not exists (select from mq.segment as y where y.queue_id = g.queue_id and y.slot = g.slot)
                 order by g.slot desc
                 limit greatest(0, least(2, (select count(*) - 1 from mq.slot as f where f.queue_id = q.queue_id
                                 and not exists (select from mq.segment as y where y.queue_id = f.queue_id and y.slot = f.slot))))
             loop
-                perform mq._drop_slot(q.queue_id, s.slot);
-                return next (q.name, 'removed', format('idle slot %s', s.slot))::mq.upkeep;
+                perform mq._drop_slot(q.queue_id, v_count);
+                return next (q.name, 'removed', format('idle slot %s', v_count))::mq.upkeep;
             end loop;
         exception
             when lock_not_available then

@@ -145,3 +145,11 @@ create type mq.message_state as (
 create type mq.queue_statistics as (
     queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
     delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);
+
+comment on type mq.queue_info is 'A queue as queues lists it.';
+comment on type mq.upkeep is 'What maintain did.';
+comment on type mq.dead_message is 'A dead letter as dead_letters lists it.';
+comment on type mq.peeked_message is 'A message as peek shows it.';
+comment on type mq.message_state is 'What message_status tells of a message.';
+comment on type mq.queue_statistics is 'The figures of a queue, of queue_stats.';
+comment on type mq._taken is 'A message on its way from one place to the next.';

@@ -25,24 +25,9 @@ NO_MATTER = re.compile(
       ^mq\._extend_\d+_\d+\(.*control\ reached\ end\ of\ function\ without\ RETURN
     | ^mq\._unsettled\(.*is\ maybe\ unmodified
     | ^mq\.cancel\(.*unused\ parameter\ "msg_id"
-    # To be mended in sql/, then taken out here:
-    | target\ type\ is\ different\ type\ than\ source\ type
-    | ^mq\.maintain\(.*too\ few\ attributes\ for\ composite\ variable
-    | ^mq\._count_slot\(.*(never\ read|cannot\ determinate|is\ not\ assigned)
-    | ^mq\.message_status\(.*(unused\ variable\ "v_found"|cannot\ determinate)
     """,
     re.VERBOSE,
 )
-
-# To be mended in sql/, then taken out here.
-TO_BE_COMMENTED = {
-    "dead_message",
-    "message_state",
-    "peeked_message",
-    "queue_info",
-    "queue_statistics",
-    "upkeep",
-}
 
 ROUTINES = """
     select p.oid, p.proname as name, p.oid::regprocedure::text as signature, l.lanname as language
@@ -120,7 +105,7 @@ def test_every_table_and_type_has_a_comment(installed: psycopg.Connection) -> No
         """,
     )
     missing = {name for name in bare if is_public(name) and not re.search(r"_\d+$", name)}
-    assert missing - TO_BE_COMMENTED == set()
+    assert missing == set()
 
 
 def test_public_may_execute_nothing(installed: psycopg.Connection) -> None:

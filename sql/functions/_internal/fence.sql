@@ -4,7 +4,7 @@
 create or replace function mq._redirect_message() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_queue_id int := split_part(tg_table_name, '_', 2);
+    v_queue_id int := split_part(tg_table_name, '_', 2)::int;
     v_open     bigint := pg_sequence_last_value(('mq.register_' || v_queue_id)::regclass) & 65535;
 begin
     -- What is born in a block (lane below 0) stays with it: its opener locked this log while it was the open one, so
@@ -19,7 +19,7 @@ end $$;
 create or replace function mq._redirect_deferred() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_queue_id int := split_part(tg_table_name, '_', 2);
+    v_queue_id int := split_part(tg_table_name, '_', 2)::int;
     v_open     bigint := (pg_sequence_last_value(('mq.register_' || v_queue_id)::regclass) >> 32) & 1;
 begin
     if split_part(tg_table_name, '_', 3) = v_open::text then

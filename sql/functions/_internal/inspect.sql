@@ -61,8 +61,16 @@ create or replace function mq._count_slot(queue_id int, slot int, out messages b
 language plpgsql
 set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmapscan = off set enable_sort = off as $f$
 declare
-    b record;
-    r record;
+    v_prev    pg_snapshot;
+    v_cur     pg_snapshot;
+    v_at_xid  xid8;
+    v_at_id   bigint;
+    v_xid     xid8;
+    v_id      bigint;
+    v_lane    smallint;
+    v_lo_xids xid8[];
+    v_lo_ids  bigint[];
+    v_hi_xids xid8[];
 begin
     execute replace($x$
         select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0), coalesce(s.acked, 0)
@@ -75,20 +83,24 @@ begin
     end if;
     -- The oldest that is ready: the first free slice of the newest block, or what comes after it.
     execute replace($x$
-        select y.block_no, y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
+        select y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
         from mq.block_{t} as y
         left join lateral (
-            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, case when g < y.born then -1 else 0 end as lane
+            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, (case when g < y.born then -1 else 0 end)::smallint as lane
             from generate_series(0, cardinality(y.counts) - 1) as g
             where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.block_no and e.slice = g offset 0)
             limit 1) as f on true
         where y.subscription = 1 and y.lane = 0 order by y.subscription desc, y.lane desc, y.block_no desc limit 1
-        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot) into b;
-    if b.xid is null then
-        r := mq._ranges(coalesce(b.prev, '1:1:'), coalesce(b.cur, mq._snapshot()), coalesce(b.next_xid, '0'), coalesce(b.next_id, 0));
-        b.lane := 0;
+        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+        into v_prev, v_cur, v_at_xid, v_at_id, v_xid, v_id, v_lane;
+    if v_xid is null then
+        select x.lo_xids, x.lo_ids, x.hi_xids into v_lo_xids, v_lo_ids, v_hi_xids
+        from mq._ranges(coalesce(v_prev, '1:1:'), coalesce(v_cur, mq._snapshot()), coalesce(v_at_xid, '0'), coalesce(v_at_id, 0)) as x;
+        v_lane := 0;
     else
-        select array[b.xid] as lo_xids, array[b.id] as lo_ids, array[b.xid] as hi_xids into r;
+        v_lo_xids := array[v_xid];
+        v_lo_ids := array[v_id];
+        v_hi_xids := array[v_xid];
     end if;
     execute replace($x$
         select min(m.enqueued_at) from unnest($1, $2, $3) as u (lo_xid, lo_id, hi_xid)
@@ -97,7 +109,7 @@ begin
             where l.lane = $4 and (l.xid, l.msg_id) >= (u.lo_xid, u.lo_id) and l.xid <= u.hi_xid
             order by l.lane, l.xid, l.msg_id limit 1) as m
         $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
-        into oldest using r.lo_xids, r.lo_ids, r.hi_xids, b.lane::smallint;
+        into oldest using v_lo_xids, v_lo_ids, v_hi_xids, v_lane;
 end $f$;
 
 create or replace function mq._count_deferral(queue_id int, generation int, out waiting bigint, out due bigint, out oldest timestamptz)

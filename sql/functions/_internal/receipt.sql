@@ -17,12 +17,12 @@ begin
     if v[1]::int <> _parse_receipt.queue_id then
         perform mq._malformed_receipt(_parse_receipt.queue, _parse_receipt.receipt);
     end if;
-    slot := v[2];
-    subscription := v[3];
-    lane := v[4];
-    block_no := v[5];
-    slice := v[6];
-    part := v[7];
-    xid := v[8];
-    token := v[9];
+    slot := v[2]::int;
+    subscription := v[3]::smallint;
+    lane := v[4]::smallint;
+    block_no := v[5]::bigint;
+    slice := v[6]::int;
+    part := v[7]::int;
+    xid := v[8]::xid8;
+    token := v[9]::uuid;
 end $$;

@@ -6,7 +6,7 @@ declare
     q       mq.queue;
     s       record;
     v_open  int;
-    v_kept  mq._taken[] := '{}';
+    v_kept  mq._taken[] := '{}'::mq._taken[];
     v_more  mq._taken[];
     v_due   timestamptz[];
 begin

@@ -58,7 +58,7 @@ end $$;
 create or replace function mq._mend_segments(queue_id int, register regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_open int := pg_sequence_last_value(_mend_segments.register) & 65535;
+    v_open int := (pg_sequence_last_value(_mend_segments.register) & 65535)::int;
 begin
     if exists (select from mq.segment as s where s.queue_id = _mend_segments.queue_id and s.slot = v_open) then
         return;

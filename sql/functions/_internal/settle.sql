@@ -26,7 +26,7 @@ begin
     then
         perform mq._snapshot_too_old();
     end if;
-    return coalesce(v_taken, '{}');
+    return coalesce(v_taken, '{}'::mq._taken[]);
 end $$;
 
 -- Acknowledges a whole lease; returns how many messages.
@@ -71,7 +71,7 @@ begin
                       case when t.hole then t.history else t.longer end, null, null)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
-    return coalesce(v_again, '{}');
+    return coalesce(v_again, '{}'::mq._taken[]);
 end $$;
 
 -- How long attempt number n waits before the next: exponential, capped, with half of it at random so that what failed

@@ -5,10 +5,10 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
     v_taken mq._taken[];
-    v_all   mq._taken[] := '{}';
+    v_all   mq._taken[] := '{}'::mq._taken[];
 begin
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_sweep.queue_id, -6)) then
-        return '{}';
+        return '{}'::mq._taken[];
     end if;
     for v_slot in select s.slot from mq.segment as s where s.queue_id = _sweep.queue_id and s.drained_at is null order by s.segment loop
         execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
