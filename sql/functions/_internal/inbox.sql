@@ -6,22 +6,26 @@ declare
     i          record;
     q          record;
     v_register bigint;
+    v_now      constant timestamptz := clock_timestamp();     -- one for all: what is due meanwhile is not due twice, or never
 begin
-    for i in select r.queue, bool_or(r.deliver_at is not null) as deferred from arrived as r group by r.queue order by r.queue loop
+    for i in
+        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
+    loop
         select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = i.queue;
         if not found then
             perform mq._queue_not_found(i.queue);
         elsif q.home_relation <> 'mq.queue'::regclass::oid then
             perform mq._repair(q.queue_id);
         end if;
+        perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
         v_register := pg_sequence_last_value(q.register);
         execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers)'
-            ' select nextval($1), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= clock_timestamp())'
-            using q.msg_ids, i.queue;
-        if i.deferred then
+            ' select nextval($1), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
+            using q.msg_ids, i.queue, v_now;
+        if i.last > v_now then
             execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers)'
-                ' select nextval($1), r.deliver_at, r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > clock_timestamp()'
-                using q.msg_ids, i.queue;
+                ' select nextval($1), r.deliver_at, r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > $3'
+                using q.msg_ids, i.queue, v_now;
         end if;
         perform mq._notify(q.queue_id, i.queue, q.notify, q.notified);
     end loop;
