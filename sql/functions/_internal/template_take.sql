@@ -19,6 +19,7 @@ declare
     v_until timestamptz;
     v_receipt text;
     v_ready boolean;
+    v_hole  boolean;
     v_due   boolean;
     a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
@@ -103,12 +104,19 @@ begin
         -- all who wait wake together. Each block has a gate of its own, so who has woken but not run yet is not in
         -- the way of the next opener.
         v_ready := false;
+        v_hole := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0))
                     and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and mq._is_due_{q}());
-                if not v_ready then
+                -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
+                -- the lane, which would be held for nothing.
+                if v_ready then
+                    perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+                    v_hole := found;
+                end if;
+                if v_hole or not v_ready then
                     raise exception using errcode = 'MQ000';
                 end if;
             elsif clock_timestamp() > p_give_up then
@@ -120,8 +128,8 @@ begin
             when sqlstate 'MQ000' then
                 null;
         end;
-        if v_ready then
-            -- What a rollback left in this block would be a hole once there is a newer one.
+        if v_hole then
+            v_ready := false;
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
             get diagnostics v_count = row_count;
             if v_count > 0 then
