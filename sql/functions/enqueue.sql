@@ -34,9 +34,7 @@ begin
         v_due_at := mq._due_at(delay, enqueue.deliver_at);
     end if;
     if v_due_at is null then
-        execute 'select mq._append_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3, $4)'
-            into v_msg_id using enqueue.queue, q.notify, enqueue.payload, enqueue.headers;
-        return v_msg_id;
+        return mq._append_0(q.queue_id::bigint * 65536 + (v_register & 65535), enqueue.queue, q.notify, enqueue.payload, enqueue.headers);
     end if;
     v_msg_id := nextval(q.msg_ids);
     execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)'

@@ -85,6 +85,23 @@ begin
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
+    perform mq._create_dispatcher();
+end $f$;
+
+-- _append_0 calls the _append_ of a slot (key: queue_id * 65536 + slot) from static SQL; EXECUTE, as for the slots beyond
+-- the first 64, would parse and plan the call each time. One transaction at a time makes it anew.
+create or replace function mq._create_dispatcher() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
+    execute 'create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) '
+        'returns bigint language plpgsql as $x$ declare v_msg_id bigint; begin case p_key '
+        || (select string_agg(format('when %s then return mq._append_%s_%s(p_queue, p_notify, p_payload, p_headers);',
+                                     s.queue_id::bigint * 65536 + s.slot, s.queue_id, s.slot), ' ' order by s.queue_id, s.slot)
+            from (select * from mq.slot as y order by y.queue_id, y.slot limit 64) as s)
+        || ' else execute ''select mq._append_'' || (p_key >> 16) || ''_'' || (p_key & 65535) || ''($1, $2, $3, $4)'''
+        ' into v_msg_id using p_queue, p_notify, p_payload, p_headers; return v_msg_id; end case; end $x$';
+    revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
 end $f$;
 
 -- The functions that read a slot on the hot path, generated so that they are static SQL with cached plans. They carry
@@ -132,4 +149,7 @@ begin
         perform mq._create_slot_functions(v_slot.queue_id, v_slot.slot);
     end loop;
     perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
+    if v_slot is not null then
+        perform mq._create_dispatcher();
+    end if;
 end $$;
