@@ -203,7 +203,6 @@ def test_a_file_defines_the_function_that_it_is_named_after() -> None:
         assert [name for name in defined if is_public(name)] == [path.stem]
 
 
-@pytest.mark.xfail(reason="tests/sql is incomplete; once it is not, this fails: take the mark away")
 def test_every_public_function_has_its_pgtap_file(installed: psycopg.Connection) -> None:
     tested = {path.stem for path in (binaries.REPO / "tests" / "sql").glob("*.sql")}
     assert sorted(set(public_functions(installed)) - tested) == []

@@ -57,8 +57,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
-        -- Whether _promote would find something: a timer or one of the next arrivals is due, or so many arrivals wait for
-        -- their timers that one behind them may be.
+        -- Whether _promote would find something: a timer or one of the next arrivals is due. Null: none that can be seen,
+        -- but so many arrivals wait for their timers that one behind them may be.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
@@ -79,7 +79,7 @@ begin
             v_cur := coalesce(p.cur, mq._snapshot());
             r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
             return (
-                select coalesce(bool_or(m.due_at <= v_now), false) or count(*) >= 256
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < 256 then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
@@ -221,7 +221,7 @@ begin
             return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), 256);
             get diagnostics v_count = row_count;
         end if;
-        if v_count < p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
+        if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
             return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), 256);
         end if;
     end $$;

@@ -92,15 +92,33 @@ end $f$;
 -- the first 64, would parse and plan the call each time. One transaction at a time makes it anew.
 create or replace function mq._create_dispatcher() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_branch   text;
+    v_branches text[];
 begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
-    execute 'create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) '
-        'returns bigint language plpgsql as $x$ declare v_msg_id bigint; begin case p_key '
-        || (select string_agg(format('when %s then return mq._append_%s_%s(p_queue, p_notify, p_payload, p_headers);',
-                                     s.queue_id::bigint * 65536 + s.slot, s.queue_id, s.slot), ' ' order by s.queue_id, s.slot)
-            from (select * from mq.slot as y order by y.queue_id, y.slot limit 64) as s)
-        || ' else execute ''select mq._append_'' || (p_key >> 16) || ''_'' || (p_key & 65535) || ''($1, $2, $3, $4)'''
-        ' into v_msg_id using p_queue, p_notify, p_payload, p_headers; return v_msg_id; end case; end $x$';
+    for v_branch in
+        select format('when %s then return mq._append_%s_%s(p_queue, p_notify, p_payload, p_headers);',
+                      s.queue_id::bigint * 65536 + s.slot, s.queue_id, s.slot)
+        from mq.slot as s order by s.queue_id, s.slot limit 64
+    loop
+        v_branches := v_branches || v_branch;
+    end loop;
+    execute replace($x$
+        create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
+        language plpgsql as $y$
+        declare
+            v_msg_id bigint;
+        begin
+            case p_key
+                {branches}
+                else
+                    execute 'select mq._append_' || (p_key >> 16) || '_' || (p_key & 65535) || '($1, $2, $3, $4)'
+                        into v_msg_id using p_queue, p_notify, p_payload, p_headers;
+                    return v_msg_id;
+            end case;
+        end $y$
+        $x$, '{branches}', array_to_string(v_branches, ' '));
     revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
 end $f$;
 

@@ -90,15 +90,19 @@ begin
 
         -- Nothing is free. Look before locking: a lock taken for nothing would stay to the end of the transaction.
         v_due := p_due and mq._is_due_{q}();
-        v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end or v_due;
+        v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end;
         if v_ready is null then
             perform mq._repair({q});
             return;
-        elsif not v_ready then
+        elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            if not found and v_due is null then
+                perform from mq._promote_{q}(0);    -- timers for arrivals, and no lane held for them
+            end if;
             return;
         end if;
+        v_due := coalesce(v_due, true);
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
         -- all, the subtransaction gives the locks back. Who fails waits, shared, for the gate that the opener holds:
         -- all who wait wake together. Each block has a gate of its own, so who has woken but not run yet is not in
@@ -109,7 +113,7 @@ begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0))
-                    and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and mq._is_due_{q}());
+                    and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(), false));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
                 if v_ready then
