@@ -58,7 +58,7 @@ begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
         -- Whether _promote would find something: a timer or one of the next arrivals is due. Null: none that can be seen,
-        -- but so many arrivals wait for their timers that one behind them may be.
+        -- but so many arrivals wait for their timers, or the cursor stands inside an old window, that one behind may be.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
@@ -79,7 +79,7 @@ begin
             v_cur := coalesce(p.cur, mq._snapshot());
             r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
             return (
-                select case when bool_or(m.due_at <= v_now) then true when count(*) < 256 then false end
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < 256 and p.cur is null then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
@@ -149,9 +149,17 @@ begin
         declare
             p record;
             r record;
+            v record;
         begin
             select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
             r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            -- Stopped inside a window: what came after it has to be looked at too.
+            if p.cur is not null then
+                v := mq._ranges(p.cur, mq._snapshot(), '0', 0);
+                r.lo_xids := r.lo_xids || v.lo_xids;
+                r.lo_ids := r.lo_ids || v.lo_ids;
+                r.hi_xids := r.hi_xids || v.hi_xids;
+            end if;
             return least(
                 (select x.due_at from mq.timer_{d} as x
                  where (x.due_at, x.xid, x.msg_id)
