@@ -1,0 +1,616 @@
+"""Two consumers and more: who gets what, who waits for whom, what a rollback leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from support import race, wait
+from support.race import Background, Connect, fill, locks, put, take, take_rows, value
+from support.server import Server
+from support.server import database as server_database
+
+
+@pytest.fixture(scope="module")
+def database(server: Server, mq_template: str) -> Iterator[str]:
+    """One for all tests of this file: each drops the queues of the one before."""
+    with server_database(server, "races_claiming", mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture(autouse=True)
+def queue(database: str) -> str:
+    race.fresh(database, "q")
+    return "q"
+
+
+@pytest.fixture
+def session(connect: Connect) -> Connect:
+    """A session that is in a transaction as soon as it does something, and never hangs."""
+
+    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
+        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
+
+    return session_
+
+
+# -- windows between snapshots ----------------------------------------------------------------------
+
+
+def test_stragglers_are_delivered_after_younger_messages(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    old = [session() for _ in range(4)]
+    for number, straggler in enumerate(old):
+        put(straggler, f"old {number}")
+        put(conn, f"young {number}")
+    assert take(conn, 10) == ["young 0", "young 1", "young 2", "young 3"]
+    old[1].commit()
+    put(conn, "younger")
+    assert take(conn, 10) == ["old 1", "younger"]
+    old[3].commit()
+    old[0].rollback()
+    assert take(conn, 10) == ["old 3"]
+    put(old[2], "old 2 again")
+    old[2].commit()
+    assert take(conn, 10) == ["old 2", "old 2 again"]
+    assert take(conn, 10) == []
+
+
+def test_a_straggler_is_found_after_many_blocks(conn: psycopg.Connection, session: Connect) -> None:
+    straggler = session()
+    put(straggler, "old")
+    fill(conn, 600)
+    got = [payload for _ in range(100) for payload in take(conn, 2)]
+    straggler.commit()
+    fill(conn, 1)
+    while more := take(conn, 50):
+        got += more
+    assert sorted(map(str, got)) == sorted([*map(str, range(1, 601)), "1", "old"])
+
+
+def test_what_a_transaction_enqueues_around_its_dequeue_is_delivered_to_others(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    put(conn, "a")
+    both = session()
+    put(both, "before")
+    assert take(both, 10) == ["a"]
+    put(both, "after")
+    assert take(both, 10) == []
+    put(conn, "b")
+    assert take(both, 10) == ["b"]
+    both.commit()
+    assert take(conn, 10) == ["before", "after"]
+
+
+def test_nobody_receives_what_was_rolled_back(conn: psycopg.Connection, session: Connect) -> None:
+    producer = session()
+    put(producer, "no")
+    assert take(producer) == []
+    producer.execute("savepoint s")
+    put(producer, "neither")
+    producer.execute("rollback to savepoint s")
+    put(producer, "nor this")
+    producer.rollback()
+    assert take(conn, 10) == []
+    put(producer, "no")
+    producer.execute("savepoint s")
+    put(producer, "neither")
+    producer.execute("rollback to savepoint s")
+    producer.commit()
+    assert take(conn, 10) == ["no"]
+
+
+def test_delayed_messages_are_not_delivered_to_their_own_transaction(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    producer = session()
+    put(producer, "soon", delay="1 microsecond")
+    producer.execute("select pg_sleep(0.01)")
+    assert take(producer) == []
+    producer.commit()
+    assert take(conn) == ["soon"]
+
+
+def test_nothing_is_lost_or_doubled_while_many_commit(
+    conn: psycopg.Connection, connect: Connect, background: Background
+) -> None:
+    producers, each = 6, 250
+    over = threading.Event()
+
+    def produce(number: int, producer: psycopg.Connection) -> None:
+        for i in range(each):
+            put(producer, f"{number}.{i}")
+
+    def consume(n: int, consumer: psycopg.Connection) -> list[str]:
+        got: list[str] = []
+        while True:
+            last = over.is_set()
+            rows = take(consumer, n)
+            got += rows
+            if last and not rows:
+                return got
+
+    sending = [background(produce, i, connect()) for i in range(producers)]
+    taking = [background(consume, n, connect()) for n in (1, 1, 3, 40)]
+    for future in sending:
+        future.result(60)
+    over.set()
+    got = [payload for future in taking for payload in future.result(60)]
+    got += take(conn, 1000)
+    conn.execute("select mq.sweep_stale('q')")
+    got += take(conn, 1000)
+    assert len(got) == len(set(got))
+    assert len(got) == producers * each
+
+
+# -- isolation --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select * from mq.dequeue('q')",
+        "select mq.sweep_stale('q')",
+        "select * from mq.maintain('q')",
+        "select mq.rotate_segment('q')",
+        "select mq.purge_queue('q')",
+    ],
+)
+def test_what_needs_read_committed_refuses_an_older_snapshot(
+    session: Connect, level: str, call: str
+) -> None:
+    old = session()
+    old.execute(f"set transaction isolation level {level}")
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="READ COMMITTED") as error:
+        old.execute(call)
+    assert error.value.diag.message_hint
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_enqueue_and_ack_work_in_every_isolation_level(
+    conn: psycopg.Connection, session: Connect, level: str
+) -> None:
+    put(conn, "a")
+    receipt = take_rows(conn)[0][1]
+    old = session()
+    old.execute(f"set transaction isolation level {level}")
+    old.execute("select count(*) from mq.queues()")
+    conn.execute("select mq.rotate_segment('q')")
+    conn.execute("select * from mq.maintain('q')")
+    put(old, "b")
+    fill(old, 2)
+    put(old, "later", delay="1 microsecond")
+    assert old.execute("select mq.ack('q', %s, strict => true)", (receipt,)).fetchone() == (1,)
+    old.commit()
+    got = take(conn, 10) + take(conn, 10)
+    assert sorted(map(str, got)) == ["1", "2", "b", "later"]
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select mq.ack('q', %s)",
+        "select mq.ack('q', %s, array[1::bigint])",
+        "select mq.ack('q', %s, strict => true)",
+        "select mq.nack('q', %s)",
+        "select mq.extend('q', %s)",
+    ],
+)
+def test_settling_with_a_snapshot_older_than_the_lease_fails_with_40001(
+    conn: psycopg.Connection, session: Connect, level: str, call: str
+) -> None:
+    put(conn, "a")
+    old = session()
+    old.execute(f"set transaction isolation level {level}")
+    old.execute("select count(*) from mq.queues()")
+    receipt = take_rows(conn)[0][1]
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        old.execute(call, (receipt,))
+    old.rollback()
+    assert conn.execute("select mq.ack('q', %s)", (receipt,)).fetchone() == (1,)
+
+
+def test_settling_what_was_settled_after_the_snapshot_fails_with_40001(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    put(conn, "a")
+    receipt = take_rows(conn)[0][1]
+    old = session()
+    old.execute("set transaction isolation level repeatable read")
+    old.execute("select count(*) from mq.queues()")
+    assert conn.execute("select mq.ack('q', %s)", (receipt,)).fetchone() == (1,)
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        old.execute("select mq.ack('q', %s)", (receipt,))
+
+
+# -- empty polls ------------------------------------------------------------------------------------
+
+
+def assert_nothing_left(consumer: psycopg.Connection, observer: psycopg.Connection) -> None:
+    assert locks(consumer, observer) == []
+    assert consumer.execute("select pg_current_xact_id_if_assigned()").fetchone() == (None,)
+
+
+def test_an_empty_poll_leaves_no_lock_and_takes_no_xid(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    consumer = session()
+    assert take(consumer, 10) == []  # nothing was ever there
+    assert_nothing_left(consumer, conn)
+    fill(conn, 3)
+    put(conn, "later", delay="1 hour")
+    take(conn, 2)
+    take(conn, 2)
+    for n in (1, 2, 500):
+        assert take(consumer, n) == []  # all is leased or deferred
+        assert_nothing_left(consumer, conn)
+    straggler = session()
+    put(straggler, "uncommitted")
+    assert take(consumer) == []
+    assert_nothing_left(consumer, conn)
+    conn.execute("select mq.rotate_segment('q')")
+    assert take(consumer) == []  # two segments are alive
+    assert_nothing_left(consumer, conn)
+
+
+def test_an_empty_poll_writes_no_wal(conn: psycopg.Connection, session: Connect) -> None:
+    fill(conn, 3)
+    take(conn, 3)
+    consumer = session(autocommit=True)
+    take(consumer)
+
+    def written() -> int:
+        """By 50 empty polls; other processes of the server may add to it."""
+        row = conn.execute("select pg_current_wal_insert_lsn()").fetchone()
+        assert row is not None
+        for _ in range(50):
+            assert take(consumer) == []
+        after = conn.execute(
+            "select (pg_current_wal_insert_lsn() - %s::pg_lsn)::bigint", (row[0],)
+        ).fetchone()
+        assert after is not None
+        return int(after[0])
+
+    assert min(written() for _ in range(5)) == 0
+
+
+def test_an_empty_poll_that_waited_for_the_opener_leaves_no_lock(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    put(conn, "a")
+    opener, consumer = session(), session()
+    assert take(opener) == ["a"]
+    put(conn, "b")
+    assert take(consumer) == []  # the lane is taken: it waited, and gave up
+    assert_nothing_left(consumer, conn)
+    opener.commit()
+    assert take(conn) == ["b"]
+
+
+def test_an_empty_poll_that_waited_until_the_opener_was_done_leaves_no_lock(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    consumer = session()
+    for _ in range(5):
+        put(conn, "a")
+        opener = session()
+        assert take(opener) == ["a"]
+        polling = background(take, consumer)
+        opener.commit()
+        assert polling.result(30) == []
+        assert_nothing_left(consumer, conn)
+        consumer.commit()
+
+
+def test_whoever_got_nothing_or_opened_nothing_delays_nobody(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    sitting = session()
+    assert take(sitting, 5) == []
+    fill(conn, 3)
+    assert take(conn) == [1]
+    follower = session()
+    assert take(follower) == [2]  # of a block that another opened
+    put(conn, "new")
+    assert take(conn) == [3]
+    assert take(conn) == ["new"]
+
+
+def test_a_hole_taken_from_the_newest_block_keeps_nobody_from_opening_the_next(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2)
+    assert take(conn) == [1]
+    failing = session()
+    assert take(failing) == [2]
+    failing.rollback()
+    put(conn, "next")
+    sitting = session()
+    assert take(sitting) == [2]
+    assert take(conn) == ["next"]
+
+
+def test_an_empty_poll_that_set_timers_delays_nobody(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute(
+        "select mq.enqueue_batch('q', array_fill('{}'::jsonb, array[1500]), delay => '1 hour')"
+    )
+    sitting = session()
+    assert take(sitting) == []
+    put(conn, "fresh")
+    assert take(conn) == ["fresh"]
+    sitting.commit()
+    put(conn, "due", delay="1 microsecond")
+    assert value(conn, "select mq.next_due('q') < clock_timestamp()")
+    assert wait.until(lambda: take(conn), seconds=20) == ["due"]  # each poll sets some timers
+
+
+# -- claims -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opened_with", "n"), [(1, 1), (1, 5), (10, 10), (10, 3), (3, 10), (64, 1)]
+)
+def test_consumers_in_open_transactions_never_meet(
+    conn: psycopg.Connection, session: Connect, opened_with: int, n: int
+) -> None:
+    count = 640
+    fill(conn, count)
+    got = take(conn, opened_with)
+    sitting = [session() for _ in range(6)]
+    for consumer in sitting:
+        rows = take(consumer, n)
+        assert rows, "a slice that is taken must be skipped, not waited for"
+        got += rows
+    assert len(got) == len(set(got))
+    for consumer in sitting[::2]:
+        consumer.rollback()
+    for consumer in sitting[1::2]:
+        consumer.commit()
+    while True:
+        rows = take(conn, n)
+        if not rows and conn.execute("select mq.sweep_stale('q')").fetchone() == (0,):
+            break
+        got += rows
+    assert set(got) == set(range(1, count + 1))
+    assert len(got) == count + sum(n for _ in sitting[::2])  # what was rolled back came twice
+
+
+def test_a_claim_of_the_newest_block_that_rolled_back_is_found_by_dequeue(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 4)
+    assert take(conn) == [1]
+    failing = session()
+    assert take(failing) == [2]
+    assert take(conn) == [3]
+    failing.rollback()
+    assert take(conn) == [4]
+    rows = take_rows(conn)
+    assert [(row[5], row[2]) for row in rows] == [(2, 1)]  # and it was no attempt
+    assert take(conn) == []
+
+
+def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_the_sweep(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 3)
+    assert take(conn) == [1]
+    failing = session()
+    assert take(failing) == [2]
+    assert take(conn) == [3]
+    put(conn, "next block")
+    assert take(conn) == ["next block"]
+    failing.rollback()
+    assert take(conn) == []
+    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (1,)
+    rows = take_rows(conn)
+    assert [(row[5], row[2]) for row in rows] == [(2, 1)]
+    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (0,)
+
+
+def test_an_opener_that_rolls_back_leaves_everything_as_it_was(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 5)
+    put(conn, "due", delay="1 microsecond")
+    opener = session()
+    first = take(opener, 2)
+    opener.rollback()
+    opener.execute("savepoint s")
+    assert take(opener, 2) == first
+    opener.execute("rollback to savepoint s")
+    assert take(conn, 2) == first  # while the transaction goes on
+    opener.commit()
+    assert sorted(map(str, first + take(conn, 10) + take(conn, 10))) == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "due",
+    ]
+
+
+def test_a_claim_rolled_back_to_a_savepoint_can_be_taken_again(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 3)
+    consumer = session()
+    assert take(consumer) == [1]
+    consumer.execute("savepoint s")
+    assert take(consumer) == [2]
+    consumer.execute("rollback to savepoint s")
+    rest = take(consumer) + take(consumer)
+    consumer.commit()
+    rest += take(conn)
+    assert sorted(rest) == [2, 3]
+
+
+def test_a_position_taken_again_has_another_receipt(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2)
+    failing = session()
+    old = take_rows(failing, 2)[0][1]
+    failing.rollback()
+    new = take_rows(conn, 2)[0][1]
+    assert old.split(".")[:7] == new.split(".")[:7], "else this test shows nothing"
+    for call in (
+        "select mq.ack('q', %s)",
+        "select mq.ack('q', %s, array[1::bigint])",
+        "select mq.nack('q', %s)",
+    ):
+        assert conn.execute(call, (old,)).fetchone() == (0,)
+    assert conn.execute("select mq.extend('q', %s)", (old,)).fetchone() == (None,)
+    with pytest.raises(psycopg.DatabaseError) as error:
+        conn.execute("select * from mq.dequeue('q', ack => %s)", (old,))
+    assert error.value.sqlstate == "MQ003"
+    assert conn.execute("select mq.ack('q', %s)", (new,)).fetchone() == (2,)
+
+
+# -- waiting ----------------------------------------------------------------------------------------
+
+
+def test_lanes_taken_crosswise_in_two_queues_are_no_deadlock(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    for name in ("a", "b"):
+        conn.execute("select mq.create_queue(%s)", (name,))
+        put(conn, "one", name)
+    first, second = session(), session()
+    assert take(first, 1, "a") == ["one"]
+    assert take(second, 1, "b") == ["one"]
+    for name in ("a", "b"):
+        put(conn, "two", name)
+    crossing = [background(take, first, 1, "b"), background(take, second, 1, "a")]
+    assert [future.result(30) for future in crossing] == [[], []]
+    first.commit()
+    second.commit()
+    assert take(conn, 5, "a") == take(conn, 5, "b") == ["two"]
+
+
+def test_dequeue_gives_up_soon_when_another_keeps_the_lane(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    put(conn, "a")
+    opener = session()
+    assert take(opener) == ["a"]
+    put(conn, "b")
+    for segments in range(3):  # one budget a call, not one a segment
+        row = conn.execute(
+            "select count(*), extract(epoch from clock_timestamp() - statement_timestamp())::float8"
+            " from mq.dequeue('q')"
+        ).fetchone()
+        assert row is not None
+        assert row[0] == 0
+        assert row[1] < 1, f"with {segments + 1} segments"  # an upper bound: it should be 0.1
+        conn.execute("select mq.rotate_segment('q')")
+        conn.execute("select * from mq.maintain('q')")
+
+
+def test_users_own_advisory_locks_are_not_in_the_way(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    user = session()
+    user.execute("select pg_advisory_lock(i) from generate_series(-10, 3000) as i")
+    user.execute(
+        "select pg_advisory_lock(i, j) from generate_series(0, 8) as i, generate_series(-6, 130) as j"
+    )
+    fill(conn, 20)
+    got = [take(conn)[0] for _ in range(10)]
+    rows = take_rows(conn, 10)
+    assert got + [row[5] for row in rows] == list(range(1, 21))
+    assert conn.execute("select mq.ack('q', %s)", (rows[0][1],)).fetchone() == (10,)
+    conn.execute("select mq.rotate_segment('q')")
+    assert [row[1] for row in conn.execute("select * from mq.maintain('q')").fetchall()] != []
+
+
+# -- many claims in one transaction -----------------------------------------------------------------
+
+
+def dequeue_all_in_one_transaction(
+    conn: psycopg.Connection, session: Connect, connect: Connect, background: Background, count: int
+) -> None:
+    batch = 20_000
+    for _ in range(count // batch):
+        fill(conn, batch)
+    mine = session()
+    mine.execute("set local statement_timeout = 0")
+    others_go_on = threading.Event()
+
+    def consume(n: int, consumer: psycopg.Connection) -> list[int]:
+        got = []
+        while not others_go_on.is_set():
+            for row in take_rows(consumer, n):
+                got.append(row[0])
+        return got
+
+    others = [background(consume, n, connect()) for n in (1, 500)]
+    try:
+        row = mine.execute(
+            "select count(*), count(distinct d.msg_id) from generate_series(1, %s) as i"
+            " cross join lateral (select * from mq.dequeue('q', 1 + 0 * i)) as d",
+            (count,),
+        ).fetchone()
+        assert row is not None
+        mine.commit()
+    finally:
+        others_go_on.set()
+    got = [msg_id for future in others for msg_id in future.result(60)]
+    assert len(got) == len(set(got))
+    total = int(row[1]) + len(got)
+    assert row[0] == row[1] > 0
+    while rows := take_rows(conn, 500):
+        total += len(rows)
+    assert total == count // batch * batch
+    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (0,)  # no holes
+    queue_id = value(conn, "select queue_id from mq.queue")
+    for generation in (0, 1):
+        assert value(conn, f"select count(*) from mq.deferred_{queue_id}_{generation}") == 0
+
+
+def test_thousands_of_dequeues_in_one_transaction(
+    conn: psycopg.Connection, session: Connect, connect: Connect, background: Background
+) -> None:
+    dequeue_all_in_one_transaction(conn, session, connect, background, 20_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_dequeues_in_one_transaction(
+    conn: psycopg.Connection, session: Connect, connect: Connect, background: Background
+) -> None:
+    dequeue_all_in_one_transaction(conn, session, connect, background, 100_000)
+
+
+def test_too_many_claims_of_others_blocks_are_refused_with_a_hint(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2000)
+    greedy = session()
+    got: list[int] = []
+
+    def claim_what_others_opened() -> None:
+        for _ in range(20):
+            assert take(conn)  # opens a block of slices of one
+            for _ in range(127):
+                got.extend(take(greedy))
+
+    with pytest.raises(psycopg.DatabaseError, match="too often") as error:
+        claim_what_others_opened()
+    assert error.value.sqlstate == "MQ007"
+    assert error.value.diag.message_hint
+    assert 1000 <= len(got) <= 1001
+    greedy.rollback()
+    # The count ends with the transaction, and nothing is lost.
+    assert take(greedy) != []
