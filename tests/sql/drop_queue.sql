@@ -1,6 +1,7 @@
-select plan(10);
+select plan(11);
 
-select test.forget('drop_queue');
+select test.forget(q) from unnest(array['drop_queue', 'drop_queue.other']) as q;
+select mq.create_queue('drop_queue.other');     -- what queues share is there now
 create temp table before as select c.oid from pg_class as c where c.relnamespace = 'mq'::regnamespace
     union all select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace;
 -- A queue that has some of everything: two segments, a lease, something deferred, a dead letter.
@@ -40,5 +41,7 @@ select mq.create_queue('drop_queue');
 select throws_ok(format('select mq.ack(%L, %L)', 'drop_queue', :'receipt'), 'MQ004', null, 'a receipt of a dropped queue is not one of its namesake');
 select is(mq.enqueue('drop_queue', '1'), 1::bigint, 'whose messages are counted from 1');
 select mq.drop_queue('drop_queue');
+select is(mq.enqueue('drop_queue.other', '1'), 1::bigint, 'other queues go on');
+select mq.drop_queue('drop_queue.other');
 
 select * from finish();
