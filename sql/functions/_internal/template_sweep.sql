@@ -31,9 +31,9 @@ begin
 end $$;
 
 -- Settles what ran out and what was never leased, at most about p_limit messages, and returns them. An ack that has
--- not committed yet holds a lease's next seq: that lease is left alone after 20 ms.
+-- not committed yet holds a lease's next seq: that lease is left alone after 5 ms.
 create or replace function mq._sweep_{t}(p_sub smallint, p_lane smallint, p_limit int) returns setof mq._taken
-language plpgsql set lock_timeout = '20ms' as $$
+language plpgsql set lock_timeout = '5ms' as $$
 declare
     c_class constant int := {class};
     l       record;
@@ -44,16 +44,24 @@ declare
     v_busy  int := 0;
     v_token uuid;
 begin
-    for l in select * from mq._stale_{t}(p_sub, p_lane, 2147483647) loop
-        exit when v_sum >= p_limit or v_busy >= 10;
-        begin
-            return query select * from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null);
-            get diagnostics v_count = row_count;
-            v_sum := v_sum + v_count;
-        exception
-            when lock_not_available then
-                v_busy := v_busy + 1;
-        end;
+    -- Leases that open transactions are settling must not hide the others: after ten of them, ten tries at random.
+    for v_pass in 1 .. 2 loop
+        v_busy := 0;
+        for l in
+            select x.* from mq._stale_{t}(p_sub, p_lane, 2147483647) as x
+            order by case when v_pass = 2 then random() end, x.block_no, x.slice, x.part
+        loop
+            exit when v_sum >= p_limit or v_busy >= 10;
+            begin
+                return query select * from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null);
+                get diagnostics v_count = row_count;
+                v_sum := v_sum + v_count;
+            exception
+                when lock_not_available then
+                    v_busy := v_busy + 1;
+            end;
+        end loop;
+        exit when v_busy < 10;
     end loop;
 
     select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
