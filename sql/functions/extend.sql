@@ -21,9 +21,11 @@ begin
             into v_until using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, v_vt;
     end if;
     if v_until is null then
-        update mq.survivor as s set leased_until = clock_timestamp() + v_vt
-        where s.queue_id = q.queue_id and s.token = r.token
-        returning s.leased_until into v_until;
+        v_until := clock_timestamp() + v_vt;
+        update mq.survivor as s set leased_until = v_until where s.queue_id = q.queue_id and s.token = r.token;
+        if not found then
+            v_until := null;
+        end if;
     end if;
     if v_until is null and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
         and not pg_visible_in_snapshot(r.xid, pg_current_snapshot())

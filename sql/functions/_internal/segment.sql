@@ -119,12 +119,9 @@ declare
 begin
     execute replace($x$
         insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, history)
-        select $1, l.token, m.msg_id, l.until, m.enqueued_at, m.attempt, m.payload, m.headers, m.history
+        select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history
         from (
-            select x.block_no, x.slice, x.part, x.token,
-                   coalesce((select s.leased_until from mq.settlement_{t} as s
-                             where s.subscription = 1 and s.lane = 0 and s.block_no = x.block_no and s.slice = x.slice and s.part = x.part
-                               and s.leased_until is not null order by s.seq desc limit 1), x.leased_until) as until
+            select x.block_no, x.slice, x.part, x.token
             from (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
                   order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
             cross join lateral (select unnest(b.laggards) as no union all select generate_series(b.low_block, b.block_no)) as y
@@ -133,6 +130,7 @@ begin
               and not exists (select from mq.settlement_{t} as s where s.subscription = 1 and s.lane = 0 and s.block_no = x.block_no
                                 and s.slice = x.slice and s.part = x.part and s.final)
             limit 1000) as l
+        -- The deadline that holds when it is settled: an extend may be granted until then.
         cross join lateral mq._settle_{t}(1::smallint, 0::smallint, l.block_no, l.slice, l.part, l.token, 'moved', null) as m
         $x$, '{t}', _move_survivors.queue_id || '_' || _move_survivors.slot) using _move_survivors.queue_id;
     get diagnostics v_count = row_count;

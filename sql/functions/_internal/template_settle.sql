@@ -39,7 +39,7 @@ begin
 end $$;
 
 -- Settles what is left of a lease, or the given messages of it, and returns them. None: the lease is lost, or nothing
--- of it is left. Outcome "expired" looks at the deadline in the round that decides, so it never overrules an extend.
+-- of it is left. What it returns as due_at is the deadline of the lease. Outcome "expired" looks at the deadline in the round that decides, so it never overrules an extend.
 create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_outcome text, p_ids bigint[])
 returns setof mq._taken language plpgsql as $$
 declare
@@ -77,7 +77,7 @@ begin
         exit when v_seq is not null;
     end loop;
     return query
-        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome, null::timestamptz
+        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome, coalesce(s.leased_until, v_until)
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 
