@@ -1,6 +1,7 @@
 -- _gather_<slot>: one lease over parts of several slices, or over part of a slice that is bigger than n. Takes the
 -- given slices in order, as far as their locks are free; each is looked at with a snapshot newer than its lock. No
--- slices given: all that are not leased to their end.
+-- slices given: first from the last one that was begun, as a consumer of small pieces goes on in order; if nothing is
+-- free there, all that are not leased to their end.
 create or replace function mq._template_gather() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
@@ -13,6 +14,7 @@ declare
     l        record;
     g        int;
     v_left   int := p_n;
+    v_all    boolean;
     v_take   int;
     v_xid    xid8;
     v_id     bigint;
@@ -27,50 +29,66 @@ declare
 begin
     select x.born, x.first_xids, x.first_ids, x.counts into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
-    if p_slices is null then
-        if cardinality(b.counts) is not distinct from (
-            select count(*)::int from mq.lease_{t} as x
-            where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.rest = 0) or b.counts is null
-        then
-            return;
-        end if;
-        p_slices := array(
-            select s from generate_series(0, cardinality(b.counts) - 1) as s
-            where not exists (select from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
-                                and x.slice = s and x.rest = 0 offset 0));
+    if not found then
+        return;
     end if;
-    foreach g in array p_slices loop
-        exit when v_left = 0;
-        continue when not p_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
-        select x.part, x.rest, x.rest_xid, x.rest_id into l from mq.lease_{t} as x
-        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
+    v_all := p_slices is null;
+    if v_all then
+        select x.slice into g from mq.lease_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
         order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
-        continue when l.rest = 0;
-        if p_had and not p_own then
-            perform mq._count_claim();
-        end if;
-        v_free := coalesce(l.rest, b.counts[g + 1]);
-        v_xid := coalesce(l.rest_xid, b.first_xids[g + 1]);
-        v_id := coalesce(l.rest_id, b.first_ids[g + 1]);
-        v_take := least(v_left, v_free);
-        v_rest := null;
-        if v_take < v_free then
-            select x.xid, x.msg_id into v_rest from mq.log_{t} as x
-            where x.lane = case when g < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (v_xid, v_id)
-            order by x.lane, x.xid, x.msg_id offset v_take limit 1;
-            a_rest_xid := a_rest_xid || v_rest.xid;
-            a_rest_id := a_rest_id || v_rest.msg_id;
-        else
-            a_rest_xid := a_rest_xid || null::xid8;
-            a_rest_id := a_rest_id || null::bigint;
-        end if;
-        a_slice := a_slice || g;
-        a_part := a_part || coalesce(l.part + 1, 0);
-        a_n := a_n || v_take;
-        a_rest := a_rest || (v_free - v_take);
-        a_xid := a_xid || v_xid;
-        a_id := a_id || v_id;
-        v_left := v_left - v_take;
+        p_slices := array(select generate_series(coalesce(g, 0), cardinality(b.counts) - 1));
+    end if;
+    for v_pass in 1 .. 2 loop
+        foreach g in array p_slices loop
+            exit when v_left = 0;
+            -- Look before locking, so as not to keep the lock of what is done.
+            if v_all then
+                select x.rest into l from mq.lease_{t} as x
+                where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
+                order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
+                continue when l.rest = 0;
+            end if;
+            continue when not p_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
+            select x.part, x.rest, x.rest_xid, x.rest_id into l from mq.lease_{t} as x
+            where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
+            order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
+            continue when l.rest = 0;
+            if p_had and not p_own and l.part is null then
+                perform mq._count_claim();
+            end if;
+            v_free := coalesce(l.rest, b.counts[g + 1]);
+            v_xid := coalesce(l.rest_xid, b.first_xids[g + 1]);
+            v_id := coalesce(l.rest_id, b.first_ids[g + 1]);
+            v_take := least(v_left, v_free);
+            v_rest := null;
+            if v_take < v_free then
+                select x.xid, x.msg_id into v_rest from mq.log_{t} as x
+                where x.lane = case when g < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (v_xid, v_id)
+                order by x.lane, x.xid, x.msg_id offset v_take limit 1;
+                a_rest_xid := a_rest_xid || v_rest.xid;
+                a_rest_id := a_rest_id || v_rest.msg_id;
+            else
+                a_rest_xid := a_rest_xid || null::xid8;
+                a_rest_id := a_rest_id || null::bigint;
+            end if;
+            a_slice := a_slice || g;
+            a_part := a_part || coalesce(l.part + 1, 0);
+            a_n := a_n || v_take;
+            a_rest := a_rest || (v_free - v_take);
+            a_xid := a_xid || v_xid;
+            a_id := a_id || v_id;
+            v_left := v_left - v_take;
+        end loop;
+        exit when a_slice is not null or not v_all;
+        -- As many leases as slices, and each to the end: nothing is left. Where slices were taken in parts, ask each.
+        exit when v_pass = 2 or cardinality(b.counts) is not distinct from (
+            select count(*)::int from (
+                select x.rest from mq.lease_{t} as x
+                where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
+                order by x.subscription, x.lane, x.block_no, x.slice, x.part limit cardinality(b.counts)) as y
+            where y.rest = 0);
+        p_slices := array(select generate_series(0, cardinality(b.counts) - 1));
     end loop;
     if a_slice is null then
         return;
