@@ -1,14 +1,17 @@
 create or replace function mq.rotate_segment(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-    q mq.queue := mq._queue(rotate_segment.queue);
+    q      mq.queue := mq._queue(rotate_segment.queue);
+    v_last bigint;
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('rotate_segment');
     end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
+    v_last := (select max(s.segment) from mq.segment as s where s.queue_id = q.queue_id);
     perform mq._mend_segments(q.queue_id, q.register);
-    if not mq._rotate(q.queue_id) then
+    -- Where a rotation was rolled back, its segment is the new one.
+    if v_last = (select max(s.segment) from mq.segment as s where s.queue_id = q.queue_id) and not mq._rotate(q.queue_id) then
         perform mq._make_spare_slot(q.queue_id);
         raise exception using
             errcode = 'object_not_in_prerequisite_state',

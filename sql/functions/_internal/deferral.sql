@@ -295,6 +295,11 @@ begin
     perform mq._fence('deferred_' || v_old);
     execute format('select count(*) from (select from mq.deferred_%s limit 1) as x', v_old) into v_rows;
     if v_rows = 0 then
+        -- Not in the transaction that truncated it: were it rolled back, what waits there would be forgotten.
+        if exists (select from pg_locks as l where l.pid = pg_backend_pid() and l.relation = ('mq.deferred_' || v_old)::regclass
+                   and l.mode = 'AccessExclusiveLock' and l.database = (select d.oid from pg_database as d where d.datname = current_database())) then
+            return null;
+        end if;
         perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
         return 'the old set is empty';
     end if;

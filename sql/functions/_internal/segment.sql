@@ -2,7 +2,7 @@
 -- claim), drained (nothing left to settle), gone (its slot truncated and free). All under the queue's upkeep lock, in
 -- small steps with a short lock_timeout; a step that finds a lock taken is tried again next time.
 
--- A slot that the next segment can use: free, and made by a transaction that is over. Makes one ahead if none is left.
+-- A slot that the next segment can use: free, and made, or emptied, by a transaction that is over. Makes one ahead if none is left.
 create or replace function mq._free_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -45,11 +45,15 @@ begin
     end if;
     select * into q from mq.queue as x where x.queue_id = _rotate.queue_id;
     v_value := pg_sequence_last_value(q.register);
+    -- Once a transaction: were it rolled back, nobody would know that producers wrote to the slot in between.
+    if (select s.made_by from mq.slot as s where s.queue_id = q.queue_id and s.slot = v_value & 65535) = pg_current_xact_id() then
+        return false;
+    end if;
     insert into mq.segment (queue_id, segment, slot)
     select _rotate.queue_id, coalesce(max(s.segment), 0) + 1, v_slot from mq.segment as s where s.queue_id = _rotate.queue_id;
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
-    update mq.slot as s set freed_at = null where s.queue_id = _rotate.queue_id and s.slot = v_slot;
+    update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _rotate.queue_id and s.slot = v_slot;
     perform setval(q.register, (v_value & ~65535::bigint) | v_slot);
     return true;
 end $$;
@@ -67,6 +71,7 @@ begin
     select _mend_segments.queue_id, coalesce(max(s.segment), 0) + 1, v_open from mq.segment as s where s.queue_id = _mend_segments.queue_id;
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _mend_segments.queue_id and s.slot <> v_open and s.closed_at is null;
+    update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _mend_segments.queue_id and s.slot = v_open;
 end $$;
 
 -- The lock waits for writers that are still in flight. After it, no transaction can add a row to this segment.
@@ -154,7 +159,7 @@ begin
     where y.queue_id = _free.queue_id;
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
-    update mq.slot as s set freed_at = clock_timestamp() where s.queue_id = _free.queue_id and s.slot = _free.slot;
+    update mq.slot as s set freed_at = clock_timestamp(), made_by = pg_current_xact_id() where s.queue_id = _free.queue_id and s.slot = _free.slot;
 end $$;
 
 create or replace function mq._drop_slot(queue_id int, slot int) returns void
