@@ -11,8 +11,13 @@ begin
         return '{}'::mq._taken[];
     end if;
     for v_slot in select s.slot from mq.segment as s where s.queue_id = _sweep.queue_id and s.drained_at is null order by s.segment loop
-        execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
-            into v_taken using _sweep.most - cardinality(v_all);
+        begin
+            execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
+                into v_taken using _sweep.most - cardinality(v_all);
+        exception
+            when lock_not_available then
+                v_taken := null;        -- it is being emptied, or purged: another time
+        end;
         v_all := v_all || v_taken;
         exit when cardinality(v_all) >= _sweep.most;
     end loop;
