@@ -122,10 +122,7 @@ select mq.drop_queue('plans');
 
 select cmp_ok(f.buffers, '<=', s.buffers * 1.5, format('%s: a dequeue of %s reads as much as in a small queue, give or take a half', f.condition, f.n))
 from figures as f join figures as s on s.n = f.n and s.condition = 'small'
-where f.condition not in ('small', 'mixed') order by f.condition, f.n;
-select todo('single messages from large slices read all leases of the block', 1);
-select cmp_ok(f.buffers, '<=', s.buffers * 1.5, format('%s: a dequeue of %s reads as much as in a small queue, give or take a half', f.condition, f.n))
-from figures as f join figures as s on s.n = f.n and s.condition = 'small' where f.condition = 'mixed';
+where f.condition <> 'small' order by f.condition, f.n;
 select is_empty('select condition, n, seq_scans from figures where seq_scans > 0', 'no table of messages was ever read whole');
 select diag(string_agg(format('%s, %s: %s buffers', condition, n, round(buffers)), '; ')) from figures;
 
