@@ -4,8 +4,6 @@ declare
     q       mq.queue := mq._queue(message_status.queue);
     m       record;
     v_slot  int;
-    v_tries int;
-    v_since timestamptz;
 begin
     select d.attempts, d.enqueued_at, d.died_at, d.reason into m
     from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = message_status.msg_id;
@@ -17,27 +15,15 @@ begin
     if found then
         return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null)::mq.message_state;
     end if;
-    -- Acknowledged, and its segment still there? The lease that has it is the last one that begins before it: leases do
-    -- not overlap. What was given up and purged, or redriven to elsewhere, is forgotten.
+    -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
     for v_slot in
         select s.slot from mq.segment as s where s.queue_id = q.queue_id
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
-        execute replace($x$
-            select g.attempt::int as attempt, g.enqueued_at
-            from mq.log_{t} as g
-            cross join lateral (
-                select e.block_no, e.head_slice, e.head_part
-                from mq.lease_{t} as e join mq.block_{t} as b using (subscription, lane, block_no)
-                where case when e.slice < b.born then -1 - e.lane else e.lane end = g.lane and (e.first_xid, e.first_id) <= (g.xid, g.msg_id)
-                order by e.first_xid desc, e.first_id desc limit 1) as l
-            join mq.settlement_{t} as s on s.block_no = l.block_no and s.slice = l.head_slice and s.part = l.head_part
-            where g.msg_id = $1 and s.outcome = 'acked' and (s.msg_ids is null or g.msg_id <@ s.msg_ids)
-            order by g.attempt desc limit 1
-            $x$, '{t}', q.queue_id || '_' || v_slot)
-            into v_tries, v_since using message_status.msg_id;
-        if v_tries is not null then
-            return ('completed', v_tries, v_since, null, null, null, null)::mq.message_state;
+        select f.attempt, f.enqueued_at, f.settled_at into m
+        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = message_status.msg_id and f.state = 'completed';
+        if found then
+            return ('completed', m.attempt, m.enqueued_at, null, null, m.settled_at, null)::mq.message_state;
         end if;
     end loop;
     return null;

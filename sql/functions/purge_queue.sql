@@ -23,7 +23,7 @@ begin
     execute replace('lock table mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1 '
                     'in access exclusive mode', '{q}', q.queue_id::text);
     for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
-        execute format('select count(*) from mq._unsettled(%L, %L)', q.queue_id, s.slot) into v_count;
+        v_count := (select count(*) from mq._fates(q.queue_id, s.slot) as f where f.state in ('ready', 'leased'));
         v_sum := v_sum + v_count;
     end loop;
     execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())', q.queue_id) into v_count;

@@ -34,9 +34,13 @@ begin
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
         v.enqueued_total := coalesce(pg_sequence_last_value(q.msg_ids), 0);
-        v.bytes := (select coalesce(sum(pg_total_relation_size(c.oid)), 0) from pg_class as c
-                    where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
-                      and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$'));
+        v.bytes := (
+            select sum(pg_total_relation_size(('mq.' || x.relation)::regclass))
+            from (select t || '_' || y.queue_id || '_' || y.slot as relation
+                  from mq.slot as y, unnest(array['log', 'block', 'lease', 'settlement']) as t where y.queue_id = q.queue_id
+                  union all
+                  select t || '_' || q.queue_id || '_' || g
+                  from generate_series(0, 1) as g, unnest(array['deferred', 'timer', 'promotion']) as t) as x);
         v.paused := q.paused;
         -- A minute late means that nobody calls maintain().
         v.maintenance_overdue := exists (

@@ -23,7 +23,7 @@ GENERATED = re.compile(r"^_.*_\d+$")
 NO_MATTER = re.compile(
     r"""
       ^mq\._extend_\d+_\d+\(.*control\ reached\ end\ of\ function\ without\ RETURN
-    | ^mq\._unsettled\(.*is\ maybe\ unmodified
+    | ^mq\._fates\(.*is\ maybe\ unmodified
     | ^mq\.cancel\(.*unused\ parameter\ "msg_id"
     """,
     re.VERBOSE,

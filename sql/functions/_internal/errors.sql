@@ -38,15 +38,6 @@ begin
         hint = 'Pass the receipt exactly as mq.dequeue returned it, with the name of the same queue.';
 end $$;
 
-create or replace function mq._queue_paused(queue text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    raise exception using
-        errcode = 'MQ005',
-        message = pg_catalog.format('queue "%s" is paused', _queue_paused.queue),
-        hint = 'Resume it with: select mq.resume_queue(…).';
-end $$;
-
 create or replace function mq._too_many_claims() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

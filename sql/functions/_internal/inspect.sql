@@ -1,10 +1,11 @@
--- Every message of a slot that is not finally settled, for people and for repair; reads the whole slot. There are no
--- statistics, so the planner is kept from joining row by row.
+-- What became of every row of a slot, for people and for repair; reads the whole slot. There are no statistics, so the
+-- planner is kept from joining row by row.
 --
--- What a message is now: its newest place. Messages behind the cursor are ready; those of a block are ready until a
--- lease covers them; those of a lease are leased until a settlement names them or ends it.
-create or replace function mq._unsettled(queue_id int, slot int)
-returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb, history jsonb)
+-- Rows behind the cursor are ready; those of a block are ready until a lease covers them; those of a lease are leased
+-- until a settlement names them or ends it: acked ones are completed, the others gone to where they are now.
+create or replace function mq._fates(queue_id int, slot int)
+returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, settled_at timestamptz,
+               payload jsonb, headers jsonb, history jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on as $f$
 begin
     return query execute replace($x$
@@ -16,19 +17,27 @@ begin
                 select x.xid, x.msg_id, x.lane from mq.log_{t} as x
                 where x.lane = case when l.slice < b.born then -1 - l.lane else l.lane end and (x.xid, x.msg_id) >= (l.first_xid, l.first_id)
                 order by x.lane, x.xid, x.msg_id limit l.n) as m),
-        fate as materialized (
-            select s.block_no, s.slice, s.part, bool_or(s.final and s.msg_ids is null) as whole,
-                   (array_agg(s.leased_until order by s.seq desc) filter (where s.leased_until is not null))[1] as leased_until,
-                   range_agg(r) as msg_ids
-            from mq.settlement_{t} as s left join lateral unnest(s.msg_ids) as r on true
-            group by s.block_no, s.slice, s.part)
-        select g.msg_id, case when l.msg_id is null then 'ready' else 'leased' end, g.attempt::int, g.enqueued_at,
-               coalesce(f.leased_until, l.leased_until), g.payload, g.headers, g.history
+        extended as materialized (
+            select s.block_no, s.slice, s.part, (array_agg(s.leased_until order by s.seq desc))[1] as leased_until
+            from mq.settlement_{t} as s where s.leased_until is not null group by s.block_no, s.slice, s.part),
+        whole as materialized (
+            select s.block_no, s.slice, s.part, s.outcome, s.settled_at from mq.settlement_{t} as s where s.final and s.msg_ids is null),
+        single as materialized (
+            select s.block_no, s.slice, s.part, i as msg_id, s.outcome, s.settled_at
+            from mq.settlement_{t} as s, unnest(s.msg_ids) as r, generate_series(lower(r), upper(r) - 1) as i)
+        select g.msg_id,
+               case when l.msg_id is null then 'ready'
+                    when coalesce(w.outcome, o.outcome) is null then 'leased'
+                    when coalesce(w.outcome, o.outcome) = 'acked' then 'completed'
+                    else 'gone' end,
+               g.attempt::int, g.enqueued_at, coalesce(e.leased_until, l.leased_until), coalesce(w.settled_at, o.settled_at),
+               g.payload, g.headers, g.history
         from mq.log_{t} as g
         left join leased as l on l.lane = g.lane and l.xid = g.xid and l.msg_id = g.msg_id
-        left join fate as f on f.block_no = l.block_no and f.slice = l.head_slice and f.part = l.head_part
-        where not coalesce(f.whole, false) and not coalesce(g.msg_id <@ f.msg_ids, false)
-        $x$, '{t}', _unsettled.queue_id || '_' || _unsettled.slot);
+        left join extended as e on e.block_no = l.block_no and e.slice = l.head_slice and e.part = l.head_part
+        left join whole as w on w.block_no = l.block_no and w.slice = l.head_slice and w.part = l.head_part
+        left join single as o on o.block_no = l.block_no and o.slice = l.head_slice and o.part = l.head_part and o.msg_id = l.msg_id
+        $x$, '{t}', _fates.queue_id || '_' || _fates.slot);
 end $f$;
 
 -- All messages of a queue that are not settled, wherever they are.
@@ -43,7 +52,7 @@ begin
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
         return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers
-                     from mq._unsettled(q.queue_id, v_slot) as u;
+                     from mq._fates(q.queue_id, v_slot) as u where u.state in ('ready', 'leased');
     end loop;
     for v_slot in 0 .. 1 loop
         return query execute format(

@@ -19,7 +19,7 @@ begin
     for s in select x.segment, x.slot from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
         execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode', '{t}', q.queue_id || '_' || s.slot);
         execute format('select array_agg((u.msg_id, u.enqueued_at, u.attempt, u.payload, u.headers, u.history, null, null)::mq._taken order by u.msg_id) '
-                       'from mq._unsettled(%s, %s) as u', q.queue_id, s.slot) into v_more;
+                       'from mq._fates(%s, %s) as u where u.state in (''ready'', ''leased'')', q.queue_id, s.slot) into v_more;
         v_kept := v_kept || v_more;
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}',
                         '{t}', q.queue_id || '_' || s.slot);

@@ -73,6 +73,7 @@ begin
         n            int not null,          -- how many messages it settles
         msg_ids      int8multirange,        -- null: all that was left
         leased_until timestamptz,           -- outcome "extended"
+        settled_at   timestamptz not null default clock_timestamp(),
         constraint settlement_{t}_pkey primary key (subscription, lane, block_no, slice, part, seq)
     ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 
