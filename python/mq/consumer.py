@@ -250,6 +250,7 @@ class ConsumerBase(Generic[C]):
                 yield from self._hand_out(self._lease)
             if self._stopping:
                 return
+            asked_at = time.monotonic()
             try:
                 deliveries, length = yield from execute(
                     self._take_call(ack=self._done.receipt if self._done else None)
@@ -263,7 +264,7 @@ class ConsumerBase(Generic[C]):
             if deliveries:
                 self._idle.reset()
                 self._short.reset()
-                self._hold(Lease(self.queue, deliveries, length), split)
+                self._hold(Lease(self.queue, deliveries, asked_at, length), split)
             elif self._stop_when_empty:
                 return
             else:
@@ -391,6 +392,7 @@ class ConsumerBase(Generic[C]):
                 if not connected:
                     yield Connect()
                     connected = True
+                asked_at = time.monotonic()
                 length = yield from execute(
                     _extend(
                         queue=self.queue,
@@ -409,11 +411,11 @@ class ConsumerBase(Generic[C]):
                     lease.renew_at = math.inf
             else:
                 retry.reset()
-                self._extended(lease, length)
+                self._extended(lease, asked_at, length)
 
-    def _extended(self, lease: Lease, length: float | None) -> None:
+    def _extended(self, lease: Lease, asked_at: float, length: float | None) -> None:
         if length is not None:
-            lease.renewed(length)
+            lease.renewed(asked_at, length)
         elif lease.left and lease in (self._lease, self._done):
             self._warn_lost(lease)
             lease.lost = True

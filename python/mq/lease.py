@@ -36,13 +36,15 @@ ACK = Ack()
 class Lease:
     """One `dequeue` call: its messages, and which of them the server still counts as leased."""
 
-    def __init__(self, queue: str, deliveries: Sequence[Delivery], length: float) -> None:
+    def __init__(
+        self, queue: str, deliveries: Sequence[Delivery], asked_at: float, length: float
+    ) -> None:
         self.queue = queue
         self.receipt = deliveries[0].receipt
         self.deliveries = deliveries
-        self.since = time.monotonic()
+        self.since = asked_at
         self.renew_at = self.ends_at = 0.0
-        self.renewed(length)
+        self.renewed(asked_at, length)
         #: True once the server said that it is gone.
         self.lost = False
         #: Messages that the server was told nothing of.
@@ -51,11 +53,13 @@ class Lease:
         self._unsent: deque[tuple[Outcome, list[int]]] = deque()
         self._unsent_since = 0.0
 
-    def renewed(self, length: float) -> None:
-        """It lasts for `length` seconds from now; half way is the time to extend it."""
-        now = time.monotonic()
-        self.renew_at = now + length / 2
-        self.ends_at = now + length
+    def renewed(self, asked_at: float, length: float) -> None:
+        """It lasts for `length` seconds from when the server was asked, if not a little longer.
+
+        Half way is the time to extend it.
+        """
+        self.renew_at = asked_at + length / 2
+        self.ends_at = asked_at + length
 
     @property
     def ran_out(self) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import selectors
 import socket
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
@@ -176,7 +177,12 @@ class AsyncLine:
         await self.disconnect()
         if isinstance(step, Connect):
             with connecting():
-                self._connection = await self._connect()
+                try:
+                    self._connection = await self._connect()
+                except asyncio.CancelledError as error:
+                    # psycopg leaves a connection that was being made to be closed when its frames go.
+                    traceback.clear_frames(error.__traceback__)
+                    raise
                 await self._connection.set_autocommit(True)
             self._connection.add_notify_handler(self._on_notify)
         return None

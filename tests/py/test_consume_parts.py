@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 
 import pytest
@@ -13,7 +14,8 @@ from mq.lease import ACK, Lease, Nack
 
 def lease(n: int) -> Lease:
     now = datetime.now(timezone.utc)
-    return Lease("q", [Delivery(i, "r", 1, now, now, None, None) for i in range(1, n + 1)], 30)
+    deliveries = [Delivery(i, "r", 1, now, now, None, None) for i in range(1, n + 1)]
+    return Lease("q", deliveries, time.monotonic(), 30)
 
 
 def drain(of: Lease) -> list[tuple[str, tuple[object, ...]]]:
@@ -79,7 +81,7 @@ def test_acks_are_collected_for_a_while() -> None:
 @pytest.mark.parametrize(("length", "over"), [(30, False), (-1, True)])
 def test_a_lease_runs_out(length: float, over: bool) -> None:
     one = lease(1)
-    one.renewed(length)
+    one.renewed(time.monotonic(), length)
     assert one.ran_out is over
     one.lost = True
     assert one.ran_out
