@@ -21,6 +21,7 @@ begin
         execute format('select array_agg((u.msg_id, u.enqueued_at, u.attempt, u.payload, u.headers, u.history, null, null)::mq._taken order by u.msg_id) '
                        'from mq._fates(%s, %s) as u where u.state in (''ready'', ''leased'')', q.queue_id, s.slot) into v_more;
         v_kept := v_kept || v_more;
+        perform mq._add_to_tally(q.queue_id, s.slot);
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}',
                         '{t}', q.queue_id || '_' || s.slot);
         v_open := s.slot;

@@ -142,21 +142,28 @@ begin
     return v_count;
 end $$;
 
--- Gives the slot back, unless somebody (a dump, a report) still reads it.
-create or replace function mq._free(queue_id int, slot int) returns void
+-- The totals of a slot that is about to be emptied.
+create or replace function mq._add_to_tally(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_delivered bigint;
     v_settled   bigint;
 begin
-    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
-                   _free.queue_id, _free.slot);
-    execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _free.queue_id, _free.slot)
+    execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _add_to_tally.queue_id, _add_to_tally.slot)
         into v_delivered;
-    execute format('select sum(s.n) from mq.settlement_%1$s_%2$s as s where s.outcome = ''acked''', _free.queue_id, _free.slot)
+    execute format('select sum(s.n) from mq.settlement_%1$s_%2$s as s where s.outcome = ''acked''', _add_to_tally.queue_id, _add_to_tally.slot)
         into v_settled;
     update mq.tally as y set delivered = y.delivered + coalesce(v_delivered, 0), settled = y.settled + coalesce(v_settled, 0)
-    where y.queue_id = _free.queue_id;
+    where y.queue_id = _add_to_tally.queue_id;
+end $$;
+
+-- Gives the slot back, unless somebody (a dump, a report) still reads it.
+create or replace function mq._free(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
+                   _free.queue_id, _free.slot);
+    perform mq._add_to_tally(_free.queue_id, _free.slot);
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
     update mq.slot as s set freed_at = clock_timestamp(), made_by = pg_current_xact_id() where s.queue_id = _free.queue_id and s.slot = _free.slot;
