@@ -1,4 +1,4 @@
-select plan(25);
+select plan(26);
 
 select test.forget('message_status');
 select mq.create_queue('message_status', max_attempts => 2);
@@ -26,6 +26,7 @@ select mq.nack('message_status', :'r', array[2], delay => '1 hour');
 select mq.nack('message_status', :'r', array[3], dead => true, reason => 'bad');
 select mq.nack('message_status', :'r', array[4], delay => '0');
 select results_eq($$ select state, attempt from mq.message_status('message_status', 1) $$, $$ values ('completed', 1) $$, 'an acknowledged one is completed');
+select ok((mq.message_status('message_status', 1)).settled_at <= clock_timestamp(), 'and it is known since when');
 select results_eq($$ select state, attempt, due_at > clock_timestamp() from mq.message_status('message_status', 2) $$, $$ values ('deferred', 2, true) $$,
     'one that was given back waits for its second attempt');
 select results_eq($$ select state, attempt, reason, settled_at <= clock_timestamp() from mq.message_status('message_status', 3) $$, $$ values ('dead', 1, 'bad', true) $$,

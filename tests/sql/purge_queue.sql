@@ -1,4 +1,4 @@
-select plan(14);
+select plan(15);
 
 select test.forget('purge_queue');
 select mq.create_queue('purge_queue');
@@ -18,6 +18,7 @@ select throws_ok($$ select test.run_as('mq_consumer', 'select mq.purge_queue(''p
 select is(mq.purge_queue('purge_queue'), 4::bigint, 'purged for good');
 select is_empty($$ select * from mq.peek('purge_queue') $$, 'nothing is left');
 select is((select count(*) from mq.dead_letters('purge_queue')), 1::bigint, 'but the dead letters');
+select is((select concat_ws(' ', enqueued_total, delivered_total, settled_total) from mq.queue_stats('purge_queue')), '6 3 1', 'and the totals');
 select is(mq.next_due('purge_queue'), null, 'nothing is deferred any more');
 select is(mq.ack('purge_queue', :'receipt'), 0, 'a lease from before is lost');
 select is_empty($$ select * from mq.dequeue('purge_queue', 10) $$, 'nothing is delivered');

@@ -1,4 +1,4 @@
-select plan(18);
+select plan(19);
 
 -- A copy of the database elsewhere: its transaction ids mean nothing. What mq compares is changed here by hand.
 select test.forget('repair');
@@ -16,6 +16,7 @@ update mq.queue set home_relation = 1 where name = 'repair';
 select is_empty($$ select * from mq.dequeue('repair', 100) $$, 'the next call repairs; a transaction does not receive what it appended');
 select is((select array_agg(msg_id order by msg_id) from mq.dequeue('repair', 100)), array[4, 5, 6, 7, 8, 9, 10, 12]::bigint[],
     'then what was ready or leased is delivered, without what was settled');
+select is((select delivered_total || ' ' || settled_total from mq.queue_stats('repair')), '12 1', 'the totals go on');
 select is((select home_relation from mq.queue where name = 'repair'), 'mq.queue'::regclass::oid, 'once and for all');
 select is(mq.ack('repair', :'r'), 0, 'receipts of the original are void');
 select is((select payload || headers from mq.peek('repair', 100) where msg_id = 5), '5'::jsonb || '{"h": 1}'::jsonb, 'messages are what they were');

@@ -1,4 +1,4 @@
-select plan(22);
+select plan(23);
 
 -- A lease that outlives its segment moves out of it, and goes on as if nothing had happened.
 select test.forget('survivors');
@@ -29,6 +29,8 @@ select is(mq.ack('survivors', :'a', array[2]), 1, 'one can be acknowledged');
 select is(mq.ack('survivors', :'a', array[2]), 0, 'once');
 select throws_ok(format('select mq.ack(%L, %L, %L, true)', 'survivors', :'a', '{2,3}'), 'MQ003', null, 'strict, what is settled is an error');
 select is(mq.ack('survivors', :'a'), 1, 'or what is left');
+select todo('what survivors are acknowledged is not in the totals', 1);
+select is((select settled_total from mq.queue_stats('survivors')), 6::bigint, 'settled_total counts these too');
 select ok(mq.extend('survivors', :'b', '3 days') > clock_timestamp() + interval '2 days', 'a lease can be extended');
 select is(mq.nack('survivors', :'b', array[4], delay => '0'), 1, 'a message given back');
 select results_eq($$ select msg_id, attempt, payload, headers from mq.dequeue('survivors', 10) $$, $$ values (4::bigint, 2, '4'::jsonb, '{"h": 1}'::jsonb) $$,
