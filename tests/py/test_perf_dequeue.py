@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from support import clock, measure
-from support.clock import Times
+from support.clock import Consumer
 
 pytestmark = pytest.mark.perf
 
@@ -20,23 +20,31 @@ Connect = Callable[..., Connection]
 
 FACTOR = 1.5
 PAIRS = 5
-CALLS = 600
+CALLS = 512
+WARM = 100
 
 
 def compare(connect: Connect, almost_empty: str, other: str) -> dict[str, float]:
-    """The ratios of the queue `other` to an almost empty one: medians of interleaved pairs."""
-    here, there = connect(), connect()
-    for conn in (here, there):
+    """The ratios of the queue `other` to an almost empty one: medians of interleaved pairs.
+
+    Call by call, so that what else the machine does falls on both.
+    """
+    filler = connect()
+    consumers = []
+    for queue in (almost_empty, other):
+        conn = connect()
         conn.execute("set synchronous_commit = off")
+        consumers.append(Consumer(conn, queue))
     pairs: list[dict[str, float]] = []
-    for pair in range(PAIRS):
-        times: dict[str, Times] = {}
-        runs = [(here, almost_empty), (there, other)]
-        for conn, queue in runs if pair % 2 == 0 else runs[::-1]:
-            if queue == almost_empty:
-                measure.fill(conn, CALLS + 100, queue)
-            times[queue] = clock.dequeue_times(conn, queue, calls=CALLS)
-        pairs.append(times[other].ratios(times[almost_empty]))
+    for _ in range(PAIRS):
+        measure.fill(filler, WARM + CALLS, almost_empty)
+        for call in range(WARM + CALLS):
+            for consumer in consumers:
+                if call == WARM:
+                    consumer.meter.take()
+                consumer.step()
+        base, loaded = (consumer.meter.take() for consumer in consumers)
+        pairs.append(loaded.ratios(base))
     return {name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]}
 
 

@@ -65,24 +65,24 @@ class Meter:
         return int(self._file.read().split()[0]) / 1000
 
 
-def dequeue_times(
-    conn: psycopg.Connection[Any], queue: str, *, calls: int, n: int = 1, warm: int = 100
-) -> Times:
-    """Dequeues, each with the ack of the one before."""
-    statement = "select max(receipt) from mq.dequeue(%s, %s, ack => %s)"
-    meter = Meter(conn)
-    receipt: str | None = None
+class Consumer:
+    """A session that dequeues, and acknowledges with each call what the one before got."""
 
-    def call() -> str | None:
-        row = conn.execute(statement, (queue, n, receipt), prepare=True).fetchone()
-        assert row is not None
-        return str(row[0]) if row[0] else None
+    def __init__(self, conn: psycopg.Connection[Any], queue: str, n: int = 1) -> None:
+        self.queue = queue
+        self.meter = Meter(conn)
+        self._conn = conn
+        self._n = n
+        self._receipt: str | None = None
 
-    for _ in range(warm):
-        receipt = call()
-    for _ in range(calls):
-        receipt = meter.time(call)
-        assert receipt is not None, "the queue ran out of messages"
-    conn.execute("select mq.ack(%s, %s)", (queue, receipt))
-    meter.close()
-    return meter.take()
+    def step(self) -> None:
+        self._receipt = self.meter.time(self._dequeue)
+        assert self._receipt is not None, f'queue "{self.queue}" ran out of messages'
+
+    def _dequeue(self) -> str | None:
+        row = self._conn.execute(
+            "select max(receipt) from mq.dequeue(%s, %s, ack => %s)",
+            (self.queue, self._n, self._receipt),
+            prepare=True,
+        ).fetchone()
+        return str(row[0]) if row and row[0] else None
