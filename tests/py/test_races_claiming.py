@@ -304,6 +304,10 @@ def test_an_empty_poll_that_waited_until_the_opener_was_done_leaves_no_lock(
         opener = session()
         assert take(opener) == ["a"]
         polling = background(take, consumer)
+        while not polling.done() and not value(
+            conn, "select cardinality(pg_blocking_pids(%s))", wait.backend_pid(consumer)
+        ):
+            pass  # it waits for 50 ms at a time
         opener.commit()
         assert polling.result(30) == []
         assert_nothing_left(consumer, conn)
