@@ -54,10 +54,11 @@ begin
         end if;
         v_until := clock_timestamp() + wait;
     end if;
+    -- Read once for the first round, so that the receipt is acknowledged by whoever was chosen to do it.
+    v_register := pg_sequence_last_value(q.register);
     if dequeue.ack is not null then
         -- A plain receipt of the segment that everybody works on is acknowledged on the way.
         a_ack := string_to_array(dequeue.ack, '.');
-        v_register := pg_sequence_last_value(q.register);
         if q.paused or (v_register >> 16) & 65535 <> v_register & 65535
             or cardinality(a_ack) <> 9 or a_ack[1] <> q.queue_id::text or a_ack[2] <> (v_register & 65535)::text
             or a_ack[3] <> '1' or a_ack[4] <> '0' or length(a_ack[5]) not between 1 and 18
@@ -73,7 +74,6 @@ begin
 
     loop
         if not q.paused then
-            v_register := pg_sequence_last_value(q.register);
             v_open := v_register & 65535;
             if (v_register >> 16) & 65535 <> v_open then
                 -- Around a rotation: the oldest segment first, but for what is due again, which comes in turn.
@@ -108,13 +108,21 @@ begin
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it.
             if not v_begun and mq._is_stale(q.queue_id) then
-                v_again := mq._sweep(q.queue_id, q.max_attempts, 100);
-                if cardinality(v_again) > 0 then
-                    return query select * from mq._redeliver(q.queue_id, v_open, q.register, v_again, dequeue.n, v_vt);
-                    get diagnostics v_count = row_count;
-                    if v_count > 0 then
-                        return;
+                begin
+                    select x.again, x.taken into v_again, v_count from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
+                    if v_count = 0 then
+                        raise exception using errcode = 'MQ000';        -- gives the sweep's locks back
                     end if;
+                exception
+                    when sqlstate 'MQ000' then
+                        v_again := null;
+                end;
+                if cardinality(v_again) > 0 then
+                    return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
+                end if;
+                -- Also where that gave nothing: what the sweep settled is for others only once this commits.
+                if pg_current_xact_id_if_assigned() is not null then
+                    return;
                 end if;
             end if;
         end if;
@@ -122,9 +130,8 @@ begin
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
         v_pause := least(v_pause * 2, 0.1);
         v_give_up := clock_timestamp() + interval '50 milliseconds';
-        if q.paused then
-            q.paused := (select x.paused from mq.queue as x where x.queue_id = q.queue_id);
-        end if;
+        q.paused := coalesce((select x.paused from mq.queue as x where x.queue_id = q.queue_id), true);
+        v_register := pg_sequence_last_value(q.register);
     end loop;
 end $$;
 

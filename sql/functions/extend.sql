@@ -16,31 +16,27 @@ declare
 begin
     perform mq._check_timeout(extend.visibility_timeout);
     r := mq._parse_receipt(extend.queue, q.queue_id, extend.receipt);
-    if exists (select from mq.slot as s where s.queue_id = q.queue_id and s.slot = r.slot) then
+    if mq._has_slot(q.queue_id, r.slot) then
         execute 'select mq._extend_' || q.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6, $7)'
             into v_until using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, v_vt;
     end if;
     if v_until is null then
-        v_until := clock_timestamp() + v_vt;
-        update mq.survivor as s set leased_until = v_until where s.queue_id = q.queue_id and s.token = r.token;
-        if not found then
-            v_until := null;
-        end if;
+        with moved as (
+            update mq.survivor as s set leased_until = greatest(s.leased_until, clock_timestamp() + v_vt)
+            where s.queue_id = q.queue_id and s.token = r.token returning s.leased_until)
+        select max(m.leased_until) into v_until from moved as m;
     end if;
-    if v_until is null and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
-        and not pg_visible_in_snapshot(r.xid, pg_current_snapshot())
-        and r.xid is distinct from pg_current_xact_id_if_assigned()
-    then
-        perform mq._snapshot_too_old();
+    if v_until is null then
+        perform mq._check_snapshot(q.queue_id, r.slot, r.xid);
     end if;
     return v_until;
 end $$;
 
 comment on function mq.extend(text, text, interval) is
-'Moves the deadline of a lease, for work that takes longer.
+'Moves the deadline of a lease, for work that takes longer; never to an earlier time.
 queue: its name.
 receipt: of the dequeue that leased.
 visibility_timeout: the lease lasts so long from now; default the queue''s.
 Returns: the new deadline; null: the lease is lost.
-Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a timeout that is not above 0; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
+Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a timeout that is not above 0; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

@@ -5,13 +5,22 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 set lock_timeout = '50ms' as $$
 declare
-    q        mq.queue;
-    s        mq.segment;
-    v_count  int;
-    v_again  mq._taken[];
+    q         mq.queue;
+    s         mq.segment;
+    v_slot    int;
+    v_freed   int;
+    v_taken   int;
+    v_again   mq._taken[];
+    a_ids     int[];
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('maintain');
+    end if;
+    -- A fence does not keep out its own transaction, and a window does not show it what it wrote: a segment with rows of
+    -- ours would pass for empty.
+    if pg_current_xact_id_if_assigned() is not null then
+        return next (maintain.queue, 'busy', 'this transaction wrote before: call maintain in one of its own')::mq.upkeep;
+        return;
     end if;
     if maintain.queue is not null then
         perform mq._queue(maintain.queue);
@@ -27,41 +36,39 @@ begin
         if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
             perform mq._repair(q.queue_id);
             return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
+            continue;
         end if;
+        a_ids := a_ids || q.queue_id;
         perform mq._mend_segments(q.queue_id, q.register);
 
-        v_again := mq._sweep(q.queue_id, q.max_attempts, 10000);
+        select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
+        if v_taken > 0 then
+            return next (q.name, 'swept', format('%s messages', v_taken))::mq.upkeep;
+        end if;
         if cardinality(v_again) > 0 then
             perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
             perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
-            return next (q.name, 'swept', format('%s messages', cardinality(v_again)))::mq.upkeep;
         end if;
 
         begin
-            v_count := mq._make_spare_slot(q.queue_id);
-            if v_count is not null then
-                return next (q.name, 'prepared', format('slot %s', v_count))::mq.upkeep;
+            v_slot := mq._make_spare_slot(q.queue_id);
+            if v_slot is not null then
+                return next (q.name, 'prepared', format('slot %s', v_slot))::mq.upkeep;
             end if;
-            if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
-                return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
-            end if;
-            -- What is open works without the fence, only faster.
-            perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535));
-            perform mq._unfence(format('deferred_%s_%s', q.queue_id, (pg_sequence_last_value(q.register) >> 32) & 1));
         exception
             when lock_not_available then
-                return next (q.name, 'busy', 'rotation: a lock is taken')::mq.upkeep;
+                return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
         end;
+        if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
+            return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
+        end if;
 
-        -- Each step keeps locks to the end of the transaction: a few per call.
-        v_count := 0;
+        v_freed := 0;
         for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
-            exit when v_count >= 8;
             if s.sealed_at is null then
                 begin
                     perform mq._seal(q.queue_id, s.slot);
                     s.sealed_at := clock_timestamp();
-                    v_count := v_count + 1;
                     return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
                 exception
                     when lock_not_available then
@@ -75,51 +82,70 @@ begin
                 return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
             end if;
             if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
-                if mq._move_survivors(q.queue_id, s.slot) > 0 then
-                    return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
-                end if;
+                begin
+                    if mq._move_survivors(q.queue_id, s.slot) > 0 then
+                        return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
+                    end if;
+                exception
+                    when lock_not_available then
+                        return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
+                end;
             end if;
             if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
                 update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                s.drained_at := clock_timestamp();
                 return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
-            end if;
-            if s.drained_at is not null then
-                begin
-                    perform mq._free(q.queue_id, s.slot);
-                    v_count := v_count + 1;
-                    return next (q.name, 'dropped', format('segment %s', s.segment))::mq.upkeep;
-                exception
-                    when lock_not_available then
-                        return next (q.name, 'busy', format('segment %s: somebody still reads it', s.segment))::mq.upkeep;
-                end;
             end if;
         end loop;
         perform mq._advance_head(q.queue_id, q.register);
-
         perform mq._absorb_arrivals(q.queue_id, q.register);
+    end loop;
+
+    -- Last, as these locks keep others out until the end of this call: a few of each kind.
+    for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by x.queue_id loop
+        -- What an earlier call drained: by now nobody looks there for anything.
+        for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
+            exit when v_freed >= 8;
+            begin
+                perform mq._free(q.queue_id, s.slot);
+                v_freed := v_freed + 1;
+                return next (q.name, 'dropped', format('segment %s', s.segment))::mq.upkeep;
+            exception
+                when lock_not_available then
+                    return next (q.name, 'busy', format('segment %s: somebody still reads it', s.segment))::mq.upkeep;
+            end;
+        end loop;
         begin
             return query select q.name, 'deferral'::text, x from mq._rotate_deferral(q.queue_id, q.register) as x where x is not null;
-            for v_count in
-                select g.slot from mq.slot as g
-                where g.queue_id = q.queue_id and g.freed_at < clock_timestamp() - interval '1 hour' - q.segment_age
-                  and not exists (select from mq.segment as y where y.queue_id = g.queue_id and y.slot = g.slot)
-                order by g.slot desc
-                limit greatest(0, least(2, (select count(*) - 1 from mq.slot as f where f.queue_id = q.queue_id
-                                and not exists (select from mq.segment as y where y.queue_id = f.queue_id and y.slot = f.slot))))
-            loop
-                perform mq._drop_slot(q.queue_id, v_count);
-                return next (q.name, 'removed', format('idle slot %s', v_count))::mq.upkeep;
-            end loop;
         exception
             when lock_not_available then
                 return next (q.name, 'busy', 'deferral: a lock is taken')::mq.upkeep;
+        end;
+        begin
+            v_slot := mq._idle_slot(q.queue_id);
+            if v_slot is not null then
+                perform mq._drop_slot(q.queue_id, v_slot);
+                return next (q.name, 'removed', format('idle slot %s', v_slot))::mq.upkeep;
+            end if;
+        exception
+            when lock_not_available then
+                return next (q.name, 'busy', 'an idle slot is in use')::mq.upkeep;
+        end;
+        for v_slot in select x from mq._live_slots(q.queue_id) as x loop
+            execute format('select mq._mark_%s_%s(1::smallint, 0::smallint)', q.queue_id, v_slot);
+        end loop;
+        begin
+            -- What is open works without the fence, only faster.
+            perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535));
+            perform mq._unfence(format('deferred_%s_%s', q.queue_id, (pg_sequence_last_value(q.register) >> 32) & 1));
+        exception
+            when lock_not_available then
+                null;           -- next time
         end;
     end loop;
 end $$;
 
 comment on function mq.maintain(text) is
-'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits; what is busy is left for the next call.
+'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
 Returns: queue, action, detail: what was done.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

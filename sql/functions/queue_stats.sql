@@ -16,7 +16,10 @@ begin
         v.leased := (select count(*) from mq.survivor as y where y.queue_id = q.queue_id);
         v.segments := 0;
         v.oldest_ready_age := null;
-        for s in select g.slot from mq.segment as g where g.queue_id = q.queue_id order by g.segment loop
+        for s in
+            select g.slot from mq.segment as g where g.queue_id = q.queue_id
+            union select (pg_sequence_last_value(q.register) & 65535)::int
+        loop
             select * into m from mq._count_slot(q.queue_id, s.slot);
             v.ready := v.ready + m.messages - m.leased;
             v.leased := v.leased + m.leased - m.settled;

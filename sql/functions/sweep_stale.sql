@@ -6,7 +6,7 @@ set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set j
 declare
     q       mq.queue;
     v_again mq._taken[];
-    v_dead  bigint;
+    v_taken int;
     v_sum   int := 0;
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -16,9 +16,8 @@ begin
         perform mq._queue(sweep_stale.queue);
     end if;
     for q in select * from mq.queue as x where sweep_stale.queue is null or x.name = sweep_stale.queue order by x.queue_id loop
-        v_dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
-        v_again := mq._sweep(q.queue_id, q.max_attempts, 10000);
-        v_sum := v_sum + cardinality(v_again) + (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id) - v_dead;
+        select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
+        v_sum := v_sum + v_taken;
         if cardinality(v_again) > 0 then
             perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
             perform mq._notify(q.queue_id, q.name, q.notify, q.notified);

@@ -40,7 +40,8 @@ select is(mq.ack('maintain', :'r', array[1, 2]), 2, 'a lease in it can be settle
 select pg_temp.upkeep('maintain');
 select is(pg_temp.segments(), array[1, 2]::bigint[], 'settled in part');
 select is(mq.ack('maintain', :'r'), 1, 'or whole');
-select is(pg_temp.upkeep('maintain') @> '{drained,dropped}', true, 'then it goes');
+select pg_temp.upkeep('maintain') @> '{drained}' as drained \gset
+select is(:'drained'::boolean and pg_temp.upkeep('maintain') @> '{dropped}', true, 'then it goes, with the call after');
 select is(pg_temp.segments(), array[2]::bigint[], 'one segment is left');
 select is(mq.ack('maintain', :'r'), 0, 'a late ack of a segment that is gone is refused');
 select is((select delivered_total || ' ' || settled_total from mq.queue_stats('maintain')), '3 3', 'the totals remember it');
@@ -52,6 +53,8 @@ select mq.alter_queue('maintain', segment_bytes => 65536);
 select 1 from mq.enqueue_batch('maintain', array(select to_jsonb(repeat(md5(i::text), 10)) from generate_series(1, 300) as i));
 select is(pg_temp.upkeep('maintain') @> '{rotated}', true, 'a segment is rotated when it is big');
 select is(pg_temp.drain(), 300::bigint, 'no message is lost');
+select pg_temp.upkeep('maintain');
+select pg_temp.upkeep('maintain');
 select pg_temp.upkeep('maintain');
 select is(cardinality(pg_temp.segments()), 1, 'one segment is left');
 select is((select count(*) <= 4 from mq.slot where queue_id = test.queue_id('maintain')), true, 'slots are used again');
@@ -69,6 +72,7 @@ select distinct receipt as r from mq.dequeue('maintain', 2, '1 day') \gset
 select mq.rotate_segment('maintain');
 select pg_temp.upkeep('maintain');
 select test.age_segments('maintain', '2 hours');
+select pg_temp.upkeep('maintain');
 select pg_temp.upkeep('maintain');
 select is_empty($$ select * from mq.segment where queue_id = test.queue_id('maintain') and closed_at is not null $$, 'its segment goes');
 select is(mq.ack('maintain', :'r', (select array[max(msg_id)] from mq.peek('maintain', 100))), 1, 'some of the lease can be settled all the same');

@@ -19,8 +19,7 @@ begin
         return;
     elsif _notify.mode = 'auto' then
         v_key := (hashint8extended(-4, _notify.queue_id::bigint * 16777216) & 2147483647)::int;
-        if pg_try_advisory_lock(c_class, v_key) then
-            perform pg_advisory_unlock(c_class, v_key);
+        if pg_try_advisory_lock(c_class, v_key) and pg_advisory_unlock(c_class, v_key) then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
             if abs(v_now - v_last / 2) < 100

@@ -3,66 +3,91 @@
 create or replace function mq._repair(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $f$
 declare
-    q       mq.queue;
-    s       record;
-    v_open  int;
-    v_kept  mq._taken[] := '{}'::mq._taken[];
-    v_more  mq._taken[];
-    v_due   timestamptz[];
+    q      mq.queue;
+    v_slot int;
+    v_new  int;
+    a_old  int[];
+    v_last bigint;
 begin
     select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
     if q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier())
-        and not exists (select from mq.slot as x where x.queue_id = q.queue_id and x.made_by >= pg_snapshot_xmax(pg_current_snapshot()))
+        and not mq._ran_backwards(q.queue_id)
     then
         return;         -- somebody else was faster
     end if;
-    for s in select x.segment, x.slot from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
-        execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode', '{t}', q.queue_id || '_' || s.slot);
-        execute format('select array_agg((u.msg_id, u.enqueued_at, u.attempt, u.payload, u.headers, u.history, null, null)::mq._taken order by u.msg_id) '
-                       'from mq._fates(%s, %s) as u where u.state in (''ready'', ''leased'')', q.queue_id, s.slot) into v_more;
-        v_kept := v_kept || v_more;
-        perform mq._add_to_tally(q.queue_id, s.slot);
-        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}',
-                        '{t}', q.queue_id || '_' || s.slot);
-        v_open := s.slot;
+    -- Every slot: after a rotation that was rolled back one may hold messages without a segment.
+    select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
+    from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot where x.queue_id = q.queue_id;
+    foreach v_slot in array a_old loop
+        execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode', '{t}', q.queue_id || '_' || v_slot);
     end loop;
-    delete from mq.segment as x where x.queue_id = q.queue_id and x.slot <> v_open;
-    update mq.segment as x set closed_at = null, sealed_at = null, exhausted_at = null, drained_at = null where x.queue_id = q.queue_id;
-    update mq.slot as x set made_by = '3' where x.queue_id = q.queue_id;
-    with gone as (delete from mq.survivor as x where x.queue_id = q.queue_id returning x.*)
-    select v_kept || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, null, null)::mq._taken) into v_kept from gone as g;
+    select min(x) into v_new from generate_series(1, 65535) as x where x <> all (a_old);
+    perform mq._create_slot(q.queue_id, v_new);
+    -- Redirected by no fence: the register says so first, and is set again if this is done again after a rollback.
+    perform mq._set_register(q.register, v_new, v_new, 0, false);
+    foreach v_slot in array a_old loop
+        execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
+                       ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.history from mq._fates(%1$s, %3$s) as f'
+                       ' where f.state in (''ready'', ''leased'') order by f.msg_id', q.queue_id, v_new, v_slot);
+        perform mq._add_to_tally(q.queue_id, v_slot);
+        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || v_slot);
+    end loop;
+    execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
+                   ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
+                   ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history from gone as g order by g.msg_id', q.queue_id, v_new);
+    delete from mq.segment as x where x.queue_id = q.queue_id;
+    insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
+    update mq.slot as x set made_by = '3', freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
 
-    -- What is deferred: both sets, whatever their cursors say about windows; timers know what was taken.
-    v_more := null;
-    execute replace($x$
-        select array_agg((d.msg_id, d.enqueued_at, d.attempt, d.payload, d.headers, d.history, null, null)::mq._taken), array_agg(d.due_at)
-        from (
-            select x.* from mq.deferred_{q}_0 as x
-            left join mq.timer_{q}_0 as t on t.xid = x.xid and t.msg_id = x.msg_id
-            left join (select * from mq.promotion_{q}_0 order by no desc limit 1) as p on true
-            where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)
-            union all
-            select x.* from mq.deferred_{q}_1 as x
-            left join mq.timer_{q}_1 as t on t.xid = x.xid and t.msg_id = x.msg_id
-            left join (select * from mq.promotion_{q}_1 order by no desc limit 1) as p on true
-            where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)) as d
-        $x$, '{q}', q.queue_id::text) into v_more, v_due;
-    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1',
-                    '{q}', q.queue_id::text);
+    -- What is deferred, from set 0 to set 1 and all of it back, with transaction ids of today.
+    execute replace('lock table mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1 '
+                    'in access exclusive mode', '{q}', q.queue_id::text);
+    perform mq._copy_deferred(q.queue_id, 0, 1);
+    perform mq._copy_deferred(q.queue_id, 1, 0);
 
     -- Sequences are not copied by logical replication.
-    perform setval(q.msg_ids, greatest(coalesce(pg_sequence_last_value(q.msg_ids), 1),
-                                       (select max(m.msg_id) from unnest(v_kept || v_more) as m),
-                                       (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = q.queue_id)));
+    execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
+                   ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s))', q.queue_id, v_new) into v_last;
+    if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
+        perform setval(q.msg_ids, v_last);
+    end if;
     perform setval(q.notified, 1);
-    perform mq._set_register(q.register, v_open, v_open, 0, false);
-    if cardinality(v_kept) > 0 then
-        execute 'insert into mq.log_' || q.queue_id || '_' || v_open || ' (msg_id, enqueued_at, attempt, payload, headers, history)'
-            ' select m.msg_id, m.enqueued_at, m.attempt, m.payload, m.headers, m.history from unnest($1) as m order by m.msg_id' using v_kept;
-    end if;
-    if v_more is not null then
-        perform mq._defer(q.queue_id, q.register, v_more, v_due);
-    end if;
     update mq.queue as x set home_relation = 'mq.queue'::regclass::oid, home_system = mq._system_identifier()
     where x.queue_id = q.queue_id;
 end $f$;
+
+-- Moves what waits in one deferral set to the other. What the other set holds with our own transaction id is new already;
+-- timers, not windows, tell what was taken.
+create or replace function mq._copy_deferred(queue_id int, from_set int, to_set int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off as $f$
+begin
+    execute replace(replace($x$
+        alter table mq.deferred_{b} disable trigger sealed;
+        insert into mq.deferred_{b} (msg_id, due_at, enqueued_at, attempt, payload, headers, history)
+        select x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history
+        from mq.deferred_{a} as x
+        left join mq.timer_{a} as t on t.xid = x.xid and t.msg_id = x.msg_id
+        left join (select * from mq.promotion_{a} order by no desc limit 1) as p on true
+        where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)
+           or x.xid = pg_current_xact_id();
+        truncate mq.deferred_{a}, mq.timer_{a}, mq.promotion_{a};
+        alter table mq.deferred_{b} enable always trigger sealed;
+        $x$, '{a}', _copy_deferred.queue_id || '_' || from_set), '{b}', _copy_deferred.queue_id || '_' || to_set);
+end $f$;
+
+-- Whether the newest block of a live slot was opened with a transaction id that this cluster has not reached.
+create or replace function mq._ran_backwards(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+    v_prev pg_snapshot;
+begin
+    for v_slot in select x from mq._live_slots(_ran_backwards.queue_id) as x loop
+        execute replace('select b.prev from mq.block_{t} as b where b.subscription = 1 and b.lane = 0'
+                        ' order by b.subscription desc, b.lane desc, b.block_no desc limit 1', '{t}', _ran_backwards.queue_id || '_' || v_slot) into v_prev;
+        if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
+            return true;
+        end if;
+    end loop;
+    return false;
+end $$;

@@ -157,16 +157,31 @@ begin
     where y.queue_id = _add_to_tally.queue_id;
 end $$;
 
--- Gives the slot back, unless somebody (a dump, a report) still reads it.
+-- Gives the slot back, never that of the open segment, unless somebody (a dump, a report) still reads it.
 create or replace function mq._free(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+    if _free.slot = (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = _free.queue_id) then
+        return;
+    end if;
     execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
                    _free.queue_id, _free.slot);
     perform mq._add_to_tally(_free.queue_id, _free.slot);
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
     update mq.slot as s set freed_at = clock_timestamp(), made_by = pg_current_xact_id() where s.queue_id = _free.queue_id and s.slot = _free.slot;
+end $$;
+
+-- A slot that was free for long, where another is free besides.
+create or replace function mq._idle_slot(queue_id int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return (
+        select max(s.slot) filter (where s.freed_at < clock_timestamp() - interval '1 hour' - q.segment_age)
+        from mq.queue as q join mq.slot as s on s.queue_id = q.queue_id
+        where q.queue_id = _idle_slot.queue_id and s.slot <> pg_sequence_last_value(q.register) & 65535
+          and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
+        having count(*) > 1);
 end $$;
 
 create or replace function mq._drop_slot(queue_id int, slot int) returns void

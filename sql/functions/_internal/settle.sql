@@ -1,3 +1,26 @@
+-- Whether a slot is there, whatever the snapshot: a late ack after it was dropped is 0, not an error.
+create or replace function mq._has_slot(queue_id int, slot int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return to_regclass('mq.settlement_' || _has_slot.queue_id || '_' || _has_slot.slot) is not null;
+end $$;
+
+-- What a REPEATABLE READ transaction does not find may be newer than its snapshot, or truncated away since: then it must
+-- not be told that the lease is lost.
+create or replace function mq._check_snapshot(queue_id int, slot int, xid xid8) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+        and _check_snapshot.xid is distinct from pg_current_xact_id_if_assigned()
+        and (not pg_visible_in_snapshot(_check_snapshot.xid, pg_current_snapshot())
+             or exists (select from pg_class as c
+                        where c.oid = to_regclass('mq.lease_' || _check_snapshot.queue_id || '_' || _check_snapshot.slot)
+                          and c.relfilenode <> pg_relation_filenode(c.oid)))
+    then
+        perform mq._snapshot_too_old();
+    end if;
+end $$;
+
 -- Settles a lease, or some messages of it, and returns them; an empty array: the lease is lost or was settled before.
 create or replace function mq._settle(queue text, queue_id int, receipt text, outcome text, msg_ids bigint[]) returns mq._taken[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -6,7 +29,7 @@ declare
     v_taken mq._taken[];
 begin
     r := mq._parse_receipt(_settle.queue, _settle.queue_id, _settle.receipt);
-    if exists (select from mq.slot as s where s.queue_id = _settle.queue_id and s.slot = r.slot) then
+    if mq._has_slot(_settle.queue_id, r.slot) then
         execute 'select array_agg(x) from mq._settle_' || _settle.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6, $7, $8) as x'
             into v_taken using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, _settle.outcome, _settle.msg_ids;
     end if;
@@ -19,12 +42,8 @@ begin
         select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome, null)::mq._taken)
           into v_taken from gone as g;
     end if;
-    -- Not there for this snapshot: it may have been leased after it was taken.
-    if v_taken is null and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
-        and not pg_visible_in_snapshot(r.xid, pg_current_snapshot())
-        and r.xid is distinct from pg_current_xact_id_if_assigned()
-    then
-        perform mq._snapshot_too_old();
+    if v_taken is null then
+        perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);
     end if;
     return coalesce(v_taken, '{}'::mq._taken[]);
 end $$;
@@ -37,9 +56,7 @@ declare
     v_count int;
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    if r.subscription = 1 and r.lane = 0
-        and exists (select from mq.slot as s where s.queue_id = _ack.queue_id and s.slot = r.slot)
-    then
+    if r.subscription = 1 and r.lane = 0 and mq._has_slot(_ack.queue_id, r.slot) then
         execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
         if v_count is not null then
             return v_count;

@@ -1,6 +1,21 @@
+-- The slots that hold something, the oldest first. After a rotation that was rolled back the open one has no segment yet.
+create or replace function mq._live_slots(queue_id int) returns setof int
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+        select x.slot
+        from (select s.slot, s.segment from mq.segment as s where s.queue_id = _live_slots.queue_id and s.drained_at is null
+              union all
+              select (pg_sequence_last_value(q.register) & 65535)::int, 9223372036854775807 from mq.queue as q
+              where q.queue_id = _live_slots.queue_id
+                and not exists (select from mq.segment as s
+                                where s.queue_id = q.queue_id and s.slot = pg_sequence_last_value(q.register) & 65535)) as x
+        order by x.segment;
+end $$;
+
 -- Takes back what ran out, in all segments of a queue, at most about "most" messages; returns those to deliver again.
 -- One sweeper at a time; never called with a lane locked.
-create or replace function mq._sweep(queue_id int, max_attempts int, most int) returns mq._taken[]
+create or replace function mq._sweep(queue_id int, max_attempts int, most int, out again mq._taken[], out taken int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
@@ -8,9 +23,11 @@ declare
     v_all   mq._taken[] := '{}'::mq._taken[];
 begin
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_sweep.queue_id, -6)) then
-        return '{}'::mq._taken[];
+        again := '{}'::mq._taken[];
+        taken := 0;
+        return;
     end if;
-    for v_slot in select s.slot from mq.segment as s where s.queue_id = _sweep.queue_id and s.drained_at is null order by s.segment loop
+    for v_slot in select x from mq._live_slots(_sweep.queue_id) as x loop
         begin
             execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
                 into v_taken using _sweep.most - cardinality(v_all);
@@ -30,22 +47,20 @@ begin
         returning s.*)
     select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired', null)::mq._taken)
       into v_all from gone as g;
-    if cardinality(v_all) = 0 then
-        return v_all;
-    end if;
-    return mq._take_back(_sweep.queue_id, _sweep.max_attempts, v_all, null);
+    taken := cardinality(v_all);
+    again := case when taken = 0 then v_all else mq._take_back(_sweep.queue_id, _sweep.max_attempts, v_all, null) end;
 end $$;
 
--- Whether a sweep would find a lease that ran out. Looks at a bounded number, writes nothing.
+-- Whether a sweep would find a lease that ran out, or a hole. Looks at a bounded number, writes nothing.
 create or replace function mq._is_stale(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
     v_stale boolean;
 begin
-    for v_slot in select s.slot from mq.segment as s where s.queue_id = _is_stale.queue_id and s.drained_at is null order by s.segment loop
+    for v_slot in select x from mq._live_slots(_is_stale.queue_id) as x loop
         execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, 4096))'
-            into v_stale;
+            || ' or mq._has_hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint)' into v_stale;
         if v_stale then
             return true;
         end if;

@@ -63,7 +63,7 @@ begin
             insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
             select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
             from (select * from unnest(p_given) union all
-                  select * from mq._promote_{q}(greatest(32 * p_n, 64))) as m;
+                  select * from mq._promote_{q}(case when p_given is null then greatest(32 * p_n, 64) else 0 end)) as m;
             get diagnostics v_rows = row_count;
             if v_rows > 0 then
                 select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
@@ -132,6 +132,52 @@ begin
             a_xids, a_ids, a_counts, v_low, v_laggards);
     perform mq._answered('mq.notified_{q}');
     return true;
+end $$;
+
+-- Moves the marks where nobody opens blocks, so that empty polls need not look at what is settled: appends a block
+-- without slices. Only where the newest block is fully leased, or its free slices would be holes.
+create or replace function mq._mark_{t}(p_sub smallint, p_lane smallint) returns void
+language plpgsql as $$
+declare
+    b          record;
+    v_low      bigint;
+    v_laggards bigint[] := '{}'::bigint[];
+    v_no       bigint;
+begin
+    select x.* into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    if b.block_no is null or cardinality(b.counts) is distinct from (
+        select count(*) from mq.lease_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = b.block_no and x.rest = 0)
+    then
+        return;
+    end if;
+    foreach v_no in array b.laggards loop
+        if not mq._is_settled_{t}(p_sub, p_lane, v_no) then
+            v_laggards := v_laggards || v_no;
+        end if;
+    end loop;
+    v_low := b.low_block;
+    while v_low <= b.block_no loop
+        if not mq._is_settled_{t}(p_sub, p_lane, v_low) then
+            exit when cardinality(v_laggards) >= 64;
+            v_laggards := v_laggards || v_low;
+        end if;
+        v_low := v_low + 1;
+    end loop;
+    -- Worth a block if it spares looking at a few.
+    if v_low - b.low_block + cardinality(b.laggards) - cardinality(v_laggards) < 4 then
+        return;
+    end if;
+    if not pg_try_advisory_xact_lock({class}, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
+        or exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no)
+    then
+        return;
+    end if;
+    insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
+                              first_xids, first_ids, counts, low_block, laggards)
+    values (p_sub, p_lane, b.block_no + 1, pg_current_xact_id(), b.prev, b.cur, b.next_xid, b.next_id,
+            coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, 1, 0, '{}', '{}', '{}', v_low, v_laggards);
 end $$;
 
 -- Cuts ranges of the log into up to p_want slices of p_n messages, and says where to go on if there is more.

@@ -56,7 +56,7 @@ begin
         return;
     end if;
     loop
-        select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, (array_agg(x.leased_until order by x.seq desc) filter (where x.leased_until is not null))[1] as leased_until,
+        select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, max(x.leased_until) as leased_until,
                coalesce((select range_agg(y) from mq.settlement_{t} as z, unnest(z.msg_ids) as y
                          where z.subscription = p_sub and z.lane = p_lane and z.block_no = p_block_no and z.slice = p_slice and z.part = p_part),
                         '{}') as msg_ids
@@ -81,25 +81,25 @@ begin
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 
--- Moves the deadline of a lease; null if it is lost.
+-- Moves the deadline of a lease, never to an earlier time; null if it is lost.
 create or replace function mq._extend_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_vt interval) returns timestamptz
 language plpgsql as $$
 declare
     v_until timestamptz;
-    v_seq   int;
 begin
     loop
-        v_until := clock_timestamp() + p_vt;
         insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n, leased_until)
-        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, false, 'extended', 0, v_until
+        select p_sub, p_lane, p_block_no, p_slice, p_part, s.seq + 1, false, 'extended', 0,
+               greatest(clock_timestamp() + p_vt, l.leased_until, s.leased_until)
         from mq.lease_{t} as l
         cross join lateral (
-            select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final from mq.settlement_{t} as x
+            select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, max(x.leased_until) as leased_until
+            from mq.settlement_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part) as s
         where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.slice = p_slice and l.part = p_part
           and l.token = p_token and not s.final
-        on conflict do nothing returning seq into v_seq;
-        if v_seq is not null then
+        on conflict do nothing returning leased_until into v_until;
+        if v_until is not null then
             return v_until;
         end if;
         if not exists (select from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no

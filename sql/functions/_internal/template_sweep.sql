@@ -19,7 +19,7 @@ begin
             (select e.* from unnest(b.laggards) as u (laggard)
              cross join lateral (
                 select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = u.laggard
-                order by x.subscription, x.lane, x.block_no, x.slice, x.part limit 65536) as e)
+                order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most) as e)
             union all
             (select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.low_block
              order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)) as l
@@ -28,6 +28,38 @@ begin
             select from mq.settlement_{t} as s
             where s.subscription = p_sub and s.lane = p_lane and s.block_no = l.block_no and s.slice = l.slice and s.part = l.part
               and (s.final or s.leased_until >= v_now) offset 0);
+end $$;
+
+-- Whether an older block has a slice that nobody leased to its end, nor is about to. Takes no lock that stays.
+create or replace function mq._has_hole_{t}(p_sub smallint, p_lane smallint) returns boolean
+language plpgsql as $$
+declare
+    c_class constant int := {class};
+    b       record;
+    h       record;
+begin
+    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    for h in
+        select z.block_no, z.counts
+        from (select unnest(b.laggards) as block_no union all select generate_series(b.low_block, least(b.block_no - 1, b.low_block + 63))) as y
+        cross join lateral (
+            select x.block_no, x.counts from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = y.block_no) as z
+        where cardinality(z.counts) > (
+            select count(*) from mq.lease_{t} as e
+            where e.subscription = p_sub and e.lane = p_lane and e.block_no = y.block_no and e.rest = 0)
+    loop
+        for g in 0 .. cardinality(h.counts) - 1 loop
+            continue when exists (select from mq.lease_{t} as e where e.subscription = p_sub and e.lane = p_lane
+                                    and e.block_no = h.block_no and e.slice = g and e.rest = 0);
+            if pg_try_advisory_lock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
+                and pg_advisory_unlock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
+            then
+                return true;
+            end if;
+        end loop;
+    end loop;
+    return false;
 end $$;
 
 -- Settles what ran out and what was never leased, at most about p_limit messages, and returns them. An ack that has
