@@ -415,11 +415,24 @@ def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_the_sweep(
     put(conn, "next block")
     assert take(conn) == ["next block"]
     failing.rollback()
+    assert value(conn, "select mq.sweep_stale('q')") == 1
+    assert [(row[5], row[2]) for row in take_rows(conn)] == [(2, 1)]
+    assert value(conn, "select mq.sweep_stale('q')") == 0
     assert take(conn) == []
-    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (1,)
-    rows = take_rows(conn)
-    assert [(row[5], row[2]) for row in rows] == [(2, 1)]
-    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (0,)
+
+
+def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_dequeue_too(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 3)
+    assert take(conn) == [1]
+    failing = session()
+    assert take(failing) == [2]
+    assert take(conn) == [3]
+    put(conn, "next block")
+    assert take(conn) == ["next block"]
+    failing.rollback()
+    assert [(row[5], row[2]) for row in take_rows(conn)] == [(2, 1)]
 
 
 def test_an_opener_that_rolls_back_leaves_everything_as_it_was(
