@@ -4,9 +4,9 @@
     python bench/prototype.py --workload dequeue-10 --clients 4,16 --pairs 3
     python bench/prototype.py --out results.jsonl       goes on where that file ends
 
-A cell is a workload with a number of clients. It is run pair by pair, the two engines in turn, each
-in a fresh copy of a database that was filled once; what counts is the median of the pairs' ratios.
-Every run is one line of JSON in the file, so that an interrupted series can go on.
+A cell is a workload with a number of clients. A pair is both engines in fresh copies of databases that
+were filled once, in turns of a quarter of a second; what counts is the median of the pairs' ratios.
+Every half of a pair is one line of JSON in the file, so that an interrupted series can go on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import itertools
 import json
 import os
 import platform
-import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,6 +44,7 @@ CLIENTS = (1, 4, 16, 64)
 BACKLOG = {1: 25_000, 10: 110_000, 100: 330_000, 500: 600_000}
 # A session's first calls compile its functions and fill its caches, on two cores for all of them.
 WARM_SECONDS = {1: 1, 4: 1, 16: 2, 64: 3}
+TURN = 0.25
 # Durable, as Debian sets it up, but for memory, and for the noise of checkpoints in short runs.
 SETTINGS = {
     "shared_buffers": "512MB",
@@ -99,61 +100,87 @@ class Bench:
         self.pgbench = server.installation.bin / "pgbench"
         if not self.pgbench.exists():
             raise Missing(f"this server has no pgbench ({self.pgbench})")
-        self.scripts = Path(tempfile.mkdtemp(prefix="mq-bench-"))
         self._databases: set[str] = set()
 
-    def run(self, engine: str, workload: str, clients: int) -> dict[str, Any]:
-        """One run in a fresh database: calls per second after the warm-up, and with it."""
-        n = _size(workload)
-        source = self._filled(engine, n)
-        warm = WARM_SECONDS.get(clients, 3)
+    def pair(self, workload: str, clients: int) -> dict[str, dict[str, Any]]:
+        """Both engines in fresh databases, in turns of a quarter of a second.
+
+        Each has its pgbench; all the time one of the two is stopped, so that what else the machine
+        and its disk do falls on both alike. Counted is what ends in an engine's turns after the warm-up.
+        """
+        warm = 2 * WARM_SECONDS.get(clients, 3)
+        total = warm + 2 * self.seconds
+        for engine in ENGINES:
+            source = self._filled(engine, _size(workload))
+            with self.server.connect() as conn:
+                conn.execute(f"drop database if exists run_{engine} with (force)")
+                conn.execute(f"create database run_{engine} template {source} {self._copy()}")
         with self.server.connect() as conn:
-            conn.execute("drop database if exists run with (force)")
-            conn.execute(f"create database run template {source} {self._copy()}")
             conn.execute("checkpoint")
-        script = self.scripts / f"{workload}.sql"
+        with tempfile.TemporaryDirectory(prefix="mq-bench-") as name:
+            folder = Path(name)
+            programs = {
+                engine: self._start(engine, workload, clients, total, folder) for engine in ENGINES
+            }
+            begin = time.time()
+            turn = 0
+            while time.time() < begin + total - 0.5:
+                mine, other = (ENGINES, ENGINES[::-1])[turn % 2]
+                programs[other].send_signal(signal.SIGSTOP)
+                programs[mine].send_signal(signal.SIGCONT)
+                time.sleep(TURN)
+                turn += 1
+            stop = time.time()
+            cpu = {engine: self._cpu(engine) for engine in ENGINES}
+            for program in programs.values():
+                program.send_signal(signal.SIGCONT)
+            found = {}
+            for engine, program in programs.items():
+                stdout, stderr = program.communicate(timeout=120)
+                if program.returncode != 0:
+                    raise RuntimeError(f"{engine} {workload}: pgbench\n{stdout}\n{stderr}")
+                counted, everything = _count(folder, engine, begin + warm, stop)
+                found[engine] = {
+                    "tps": round(2 * counted / (stop - begin - warm), 1),
+                    "calls": counted,
+                    "cpu_us": round(cpu[engine] * 1e6 / max(1, everything), 1),
+                    "ran_dry": _size(workload) > 0 and self._is_dry(engine),
+                }
+        return found
+
+    def _start(
+        self, engine: str, workload: str, clients: int, seconds: int, folder: Path
+    ) -> subprocess.Popen[str]:
+        n = _size(workload)
+        script = folder / f"{workload}.sql"
         script.write_text(DEQUEUE % n if n else ENQUEUE)
-        cpu = self._cpu()
-        done = subprocess.run(
+        return subprocess.Popen(
             [
                 *(self.pgbench, "--no-vacuum", "--protocol", "prepared", "--define", "r=0"),
                 *("--client", str(clients), "--jobs", str(min(2, clients))),
-                *("--time", str(warm + self.seconds), "--progress", "1"),
-                *("--file", script, "run"),
+                *("--time", str(seconds), "--log", "--log-prefix", str(folder / engine)),
+                *("--file", script, f"run_{engine}"),
             ],
-            env=self.server.env("run"),
-            capture_output=True,
+            env=self.server.env(f"run_{engine}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
+
+    def _cpu(self, engine: str) -> float:
+        """Seconds of processor that the sessions of a run have used so far."""
+        total = 0.0
         with self.server.connect() as conn:
-            while conn.execute("select from pg_stat_activity where datname = 'run'").rowcount:
-                time.sleep(0.01)
-        cpu = self._cpu() - cpu
-        calls = re.search(
-            r"^number of transactions actually processed: ([0-9]+)", done.stdout, re.M
-        )
-        whole = re.search(r"^tps = ([0-9.]+)", done.stdout, re.M)
-        parts = re.findall(r"^progress: ([0-9.]+) s, ([0-9.]+) tps", done.stderr, re.M)
-        if done.returncode != 0 or whole is None or calls is None:
-            raise RuntimeError(f"{engine} {workload}: pgbench\n{done.stdout}\n{done.stderr}")
-        steady = [float(tps) for at, tps in parts if float(at) > warm + 0.5]
-        return {
-            "tps": round(statistics.fmean(steady or [float(whole[1])]), 1),
-            "tps_with_warm_up": round(float(whole[1]), 1),
-            "cpu_us": round(cpu * 1e6 / max(1, int(calls[1])), 1),
-            "ran_dry": n > 0 and self._is_dry(),
-        }
+            found = conn.execute(
+                "select pid from pg_stat_activity where datname = %s", (f"run_{engine}",)
+            ).fetchall()
+        for (pid,) in found:
+            with contextlib.suppress(OSError):
+                total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return total
 
-    def _cpu(self) -> float:
-        """Seconds of processor that the server's sessions used, of those that ended."""
-        if self.server.pid is None or not Path("/proc").exists():
-            return 0.0
-        fields = Path(f"/proc/{self.server.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-
-    def _is_dry(self) -> bool:
-        with self.server.connect("run") as conn:
+    def _is_dry(self, engine: str) -> bool:
+        with self.server.connect(f"run_{engine}") as conn:
             return conn.execute("select from mq.dequeue('b', 1)").rowcount == 0
 
     def _copy(self) -> str:
@@ -181,6 +208,19 @@ class Bench:
                     )
             self._databases.add(name)
         return name
+
+
+def _count(folder: Path, engine: str, since: float, until: float) -> tuple[int, int]:
+    """Calls that ended between two times, and all until then, from pgbench's logs."""
+    counted = everything = 0
+    for log in folder.glob(f"{engine}.*"):
+        with log.open() as lines:
+            for line in lines:
+                fields = line.split()
+                at = int(fields[4]) + int(fields[5]) / 1e6
+                everything += at < until
+                counted += since <= at < until
+    return counted, everything
 
 
 def _size(workload: str) -> int:
@@ -261,7 +301,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workload", type=_list, default=list(WORKLOADS))
     parser.add_argument("--clients", type=_list, default=[str(n) for n in CLIENTS])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="of each run, after its warm-up")
+    parser.add_argument(
+        "--seconds", type=int, default=3, help="of each engine in a pair, after its warm-up"
+    )
     parser.add_argument("--out", type=Path, default=REPO / f"bench/results/prototype-{stamp}.jsonl")
     return parser.parse_args()
 
@@ -292,18 +334,19 @@ def main() -> int:
                 range(options.pairs), options.workload, [int(n) for n in options.clients]
             ):
                 cell = results.setdefault((workload, clients), {})
-                done = cell.setdefault(pair, {})
-                for engine in ENGINES if pair % 2 == 0 else ENGINES[::-1]:
-                    if engine in done:
-                        continue
+                if len(cell.get(pair, {})) == len(ENGINES):
+                    continue
+                load = round(os.getloadavg()[0], 1)
+                done = cell[pair] = {}
+                for engine, figures in bencher.pair(workload, clients).items():
                     done[engine] = {
                         "workload": workload,
                         "clients": clients,
                         "pair": pair,
                         "engine": engine,
                         "revision": revision(),
-                        "load": round(os.getloadavg()[0], 1),
-                        **bencher.run(engine, workload, clients),
+                        "load": load,
+                        **figures,
                     }
                     note(done[engine])
                 console.print(
