@@ -436,8 +436,11 @@ def drain(conn: psycopg.Connection, log: Path, options: argparse.Namespace) -> l
         return [f"not drained: {stats}"]
     # Everything old goes: what holds nothing is reclaimed, both sets of what is deferred are empty.
     for queue in QUEUES:
-        conn.execute("select mq.maintain(%s)", (queue,))
-        conn.execute("select mq.rotate_segment(%s)", (queue,))
+        for _ in range(3):  # maintain may just have used the spare slot, the next one makes another
+            conn.execute("select mq.maintain(%s)", (queue,))
+            with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState):
+                conn.execute("select mq.rotate_segment(%s)", (queue,))
+                break
     for _ in range(300):
         conn.execute("select mq.maintain()")
         if conn.execute("select count(*) from mq.segment").fetchone() == (len(QUEUES),):
