@@ -50,6 +50,9 @@ begin
             perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
         end if;
 
+        if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
+            return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
+        end if;
         begin
             v_slot := mq._make_spare_slot(q.queue_id);
             if v_slot is not null then
@@ -59,9 +62,6 @@ begin
             when lock_not_available then
                 return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
         end;
-        if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
-            return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
-        end if;
 
         v_freed := 0;
         for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop

@@ -139,4 +139,4 @@ def test_an_empty_poll_is_about_as_cheap_as_a_full_one(
     measure.consume(conn, 400)
     polls = measure.cost([measure.call(session, EMPTY_POLL) for _ in range(50)][5:])
     print(f"empty: {polls}; full: {full}")
-    assert polls.most <= 2 * full.median
+    assert polls.most <= 3 * full.median
