@@ -5,8 +5,8 @@ begin
     return to_regclass('mq.settlement_' || _has_slot.queue_id || '_' || _has_slot.slot) is not null;
 end $$;
 
--- What a REPEATABLE READ transaction does not find may be newer than its snapshot, or truncated away since: then it must
--- not be told that the lease is lost.
+-- What a REPEATABLE READ transaction does not find may be newer than its snapshot, or truncated or dropped since: then it
+-- must not be told that the lease is lost. It sees the table as pg_class had it; functions tell what is there now.
 create or replace function mq._check_snapshot(queue_id int, slot int, xid xid8) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -14,8 +14,8 @@ begin
         and _check_snapshot.xid is distinct from pg_current_xact_id_if_assigned()
         and (not pg_visible_in_snapshot(_check_snapshot.xid, pg_current_snapshot())
              or exists (select from pg_class as c
-                        where c.oid = to_regclass('mq.lease_' || _check_snapshot.queue_id || '_' || _check_snapshot.slot)
-                          and c.relfilenode <> pg_relation_filenode(c.oid)))
+                        where c.relnamespace = 'mq'::regnamespace and c.relname = 'lease_' || _check_snapshot.queue_id || '_' || _check_snapshot.slot
+                          and c.relfilenode is distinct from pg_relation_filenode(c.oid)))
     then
         perform mq._snapshot_too_old();
     end if;
