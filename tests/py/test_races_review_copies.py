@@ -1,0 +1,315 @@
+"""What an adversarial review found about registers that are ahead of the catalogue, and about copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from support import race, wait
+from support.race import (
+    Connect,
+    ack,
+    expire,
+    fill,
+    lease,
+    maintain,
+    put,
+    rotate,
+    take,
+    take_rows,
+    value,
+)
+from support.server import Server
+from support.server import database as server_database
+
+
+@pytest.fixture(scope="module")
+def database(server: Server, mq_template: str) -> Iterator[str]:
+    """One for all tests of this file: each drops the queues of the one before."""
+    with server_database(server, "races_review_copies", mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture(autouse=True)
+def queue(database: str) -> str:
+    with psycopg.connect(
+        database, autocommit=True
+    ) as conn:  # a test that failed may leave it broken
+        conn.execute("update mq.queue set home_relation = 'mq.queue'::regclass::oid")
+    race.fresh(database, "q")
+    return "q"
+
+
+def unsettled(conn: psycopg.Connection) -> tuple[int, int, int]:
+    """Ready, deferred, leased."""
+    row = conn.execute("select ready, deferred, leased from mq.queue_stats('q')").fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def rotation_rolled_back(connect: Connect) -> None:
+    with connect(autocommit=False) as failing:
+        rotate(failing)
+        failing.rollback()
+
+
+def from_elsewhere(conn: psycopg.Connection) -> None:
+    """As after a restore: what is stored came from another database."""
+    conn.execute("update mq.queue set home_relation = 1")
+
+
+def make_due(conn: psycopg.Connection) -> None:
+    """What is deferred is due; none of it may have a timer yet."""
+    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    for generation in (0, 1):
+        assert value(conn, f"select count(*) from mq.timer_{queue_id}_{generation}") == 0
+        conn.execute(
+            f"update mq.deferred_{queue_id}_{generation} set due_at = now() - interval '1 hour'"
+        )
+
+
+def drain(conn: psycopg.Connection, n: int = 100) -> list[int]:
+    """Takes and acknowledges all that plain dequeues give; the ids."""
+    got = []
+    while rows := conn.execute("select msg_id, receipt from mq.dequeue('q', %s)", (n,)).fetchall():
+        got += [row[0] for row in rows]
+        assert ack(conn, rows[0][1]) == len(rows)
+    return got
+
+
+# -- a rotation that was rolled back ----------------------------------------------------------------
+
+
+def test_leases_run_out_in_a_segment_whose_rotation_was_rolled_back(
+    conn: psycopg.Connection, connect: Connect
+) -> None:
+    rotation_rolled_back(connect)
+    fill(conn, 3)
+    assert unsettled(conn) == (3, 0, 0)
+    lease(conn, 2)
+    assert unsettled(conn) == (1, 0, 2)
+    expire(conn)
+    assert value(conn, "select mq.sweep_stale('q')") == 2
+    assert unsettled(conn) == (3, 0, 0)
+    assert sorted(drain(conn)) == [1, 2, 3]
+
+
+def test_an_empty_poll_sweeps_a_segment_whose_rotation_was_rolled_back(
+    conn: psycopg.Connection, connect: Connect
+) -> None:
+    rotation_rolled_back(connect)
+    put(conn, "a")
+    lease(conn)
+    expire(conn)
+    assert take(conn) == ["a"]
+
+
+def test_upkeep_mends_a_rotation_that_was_rolled_back(
+    conn: psycopg.Connection, connect: Connect
+) -> None:
+    put(conn, "before")
+    before = lease(conn)
+    rotation_rolled_back(connect)
+    fill(conn, 3)
+    receipt = lease(conn, 2)
+    counted = unsettled(conn)
+    assert counted == (1, 0, 3)
+    maintain(conn)
+    assert value(
+        conn,
+        "select s.slot = pg_sequence_last_value(q.register) & 65535"
+        " from mq.segment as s join mq.queue as q using (queue_id) where s.closed_at is null",
+    )
+    assert unsettled(conn) == counted
+    assert ack(conn, receipt) == 2
+    assert ack(conn, before) == 1
+    assert drain(conn) == [4]
+    wait.until(lambda: race.segments(conn) == 1 or (maintain(conn) and None))
+
+
+@pytest.mark.parametrize("first", ["maintain", "dequeue", "queue_stats"])
+def test_a_repair_keeps_what_a_rotation_that_was_rolled_back_received(
+    conn: psycopg.Connection, connect: Connect, first: str
+) -> None:
+    put(conn, "before")
+    lease(conn)
+    rotation_rolled_back(connect)
+    fill(conn, 10)
+    assert ack(conn, lease(conn, 2)) == 2
+    lease(conn, 3)
+    put(conn, "deferred", delay="1 hour")
+    from_elsewhere(conn)
+    conn.execute(f"select * from mq.{first}('q')")  # of what it appends it sees nothing itself
+    assert sorted(drain(conn)) == [1, *range(4, 12)]
+    assert unsettled(conn) == (0, 1, 0)
+
+
+# -- repairs ----------------------------------------------------------------------------------------
+
+
+def test_a_repair_of_a_big_backlog_loses_nothing(conn: psycopg.Connection) -> None:
+    kilobyte = "jsonb_build_object('i', i, 'x', repeat('x', 1000))"
+
+    def enqueue(count: int, delay: str | None = None) -> set[int]:
+        row = conn.execute(
+            "select array_agg(m) from mq.enqueue_batch('q',"
+            f" (select array_agg({kilobyte}) from generate_series(1, %s) as i), delay => %s::interval) as m",
+            (count, delay),
+        ).fetchone()
+        assert row is not None
+        return set(row[0])
+
+    def leased(n: int) -> str:
+        return str(value(conn, "select max(receipt) from mq.dequeue('q', %s)", n))
+
+    survivors = enqueue(100)
+    surviving = leased(100)
+    rotate(conn)
+    wait.until(lambda: "exhausted" in maintain(conn))
+    conn.execute("update mq.segment set exhausted_at = exhausted_at - interval '1 day'")
+    assert "moved" in maintain(conn)
+    older = enqueue(10_000) | enqueue(10_000)
+    acked = leased(1000)
+    assert ack(conn, acked) == 1000
+    held = leased(2000)
+    rotate(conn)
+    newer = enqueue(10_000) | enqueue(10_000)
+    again = leased(500)
+    assert value(conn, "select mq.nack('q', %s, delay => '1 hour')", again) == 500
+    deferred = enqueue(5000, "1 hour") | enqueue(5000, "2 hours")
+    everything = survivors | older | newer | deferred
+    assert len(everything) == 50_100
+    assert sum(unsettled(conn)) == 49_100
+    from_elsewhere(conn)
+    assert unsettled(conn) == (38_600, 10_500, 0)
+    for void in (surviving, held, again, acked):
+        assert ack(conn, void) == 0
+    got = drain(conn, 10_000)
+    assert len(got) == len(set(got)) == 38_600
+    make_due_with_timers(conn)
+    got += drain(conn, 10_000)
+    assert len(got) == len(set(got)) == 49_100
+    assert set(got) < everything
+    assert unsettled(conn) == (0, 0, 0)
+    assert put(conn, "next") > max(everything)
+    assert take(conn) == ["next"]
+
+
+def make_due_with_timers(conn: psycopg.Connection) -> None:
+    """What is deferred is due; the promoter's cursor has not moved yet."""
+    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    conn.execute(
+        f"update mq.timer_{queue_id}_0 set due_at = due_at - interval '1 day';"
+        f"update mq.deferred_{queue_id}_0 set due_at = due_at - interval '1 day'"
+    )
+
+
+# One value has room for a gigabyte, and each of these takes 30 MB where it is not compressed.
+@pytest.mark.parametrize("delay", [None, "1 hour"])
+def test_a_repair_does_not_gather_a_backlog_in_one_value(
+    conn: psycopg.Connection, delay: str | None
+) -> None:
+    conn.execute(
+        "select mq.enqueue('q', to_jsonb(repeat('x', 30000000)), delay => %s::interval)", (delay,)
+    )
+    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    table, due = (
+        (f"log_{queue_id}_1", "") if delay is None else (f"deferred_{queue_id}_0", ", due_at")
+    )
+    conn.execute(
+        f"insert into mq.{table} (msg_id, payload{due}) select nextval(q.msg_ids), l.payload{due}"
+        f" from mq.{table} as l, mq.queue as q, generate_series(1, 39)"
+    )
+    from_elsewhere(conn)
+    conn.execute("select * from mq.maintain('q')")
+    make_due(conn)
+    assert sorted(drain(conn, 50)) == list(range(1, 41))
+
+
+# -- logical copies ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replica(server: Server, database: str) -> Iterator[psycopg.Connection]:
+    """The schema in another database; no rows, and sequences at their start."""
+    if not (server.installation.bin / "pg_dump").exists():
+        pytest.skip("this server has no pg_dump")
+    with (
+        server_database(server, "races_review_replica") as target,
+        psycopg.connect(target, autocommit=True) as conn,
+    ):
+        yield conn
+
+
+def copy_schema(server: Server, database: str, replica: psycopg.Connection) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
+    dump = server.run("pg_dump", "--schema-only", "--dbname", str(name)).stdout
+    statements = [line for line in dump.splitlines() if not line.startswith("\\")]
+    replica.execute("\n".join(statements).encode())
+    replica.execute("reset all")
+
+
+def copy_rows(conn: psycopg.Connection, replica: psycopg.Connection, order: str) -> None:
+    """As the worker of a subscription does it: triggers fire that are enabled ALWAYS."""
+    tables = conn.execute(
+        "select relname from pg_class where relnamespace = 'mq'::regnamespace and relkind = 'r'"
+        f" and relpersistence = 'p' order by relname = 'queue' {order}, relname"
+    ).fetchall()
+    replica.execute("set session_replication_role = replica")
+    for (table,) in tables:
+        identifier = sql.Identifier("mq", table)
+        replica.execute(sql.SQL("truncate {}").format(identifier))
+        with (
+            conn.cursor().copy(sql.SQL("copy {} to stdout").format(identifier)) as source,
+            replica.cursor().copy(sql.SQL("copy {} from stdin").format(identifier)) as sink,
+        ):
+            for data in source:
+                sink.write(data)
+    replica.execute("reset session_replication_role")
+
+
+@pytest.mark.parametrize("queue_comes", ["first", "last"])
+def test_a_logical_copy_is_delivered_once(
+    server: Server,
+    conn: psycopg.Connection,
+    database: str,
+    replica: psycopg.Connection,
+    queue_comes: str,
+) -> None:
+    put(conn, "long lease")
+    lease(conn)
+    rotate(conn)
+    wait.until(lambda: "exhausted" in maintain(conn))
+    conn.execute("update mq.segment set exhausted_at = exhausted_at - interval '1 day'")
+    assert "moved" in maintain(conn)
+    fill(conn, 10)
+    assert ack(conn, lease(conn)) == 1
+    old = lease(conn, 2)
+    rotate(conn)
+    assert "sealed" in maintain(conn)  # a fenced log that holds messages
+    fill(conn, 5)
+    lease(conn, 7)
+    put(conn, "deferred", delay="1 hour")
+    copy_schema(server, database, replica)
+    copy_rows(conn, replica, "desc" if queue_comes == "first" else "asc")
+    last = value(conn, "select enqueued_total from mq.queue_stats('q')")
+    assert sum(unsettled(conn)) == 1 + 9 + 5 + 1
+
+    assert unsettled(replica) == (15, 1, 0)
+    assert ack(replica, old) == 0
+    rows = take_rows(replica, 100)
+    assert sorted(str(row[5]) for row in rows) == sorted(
+        ["long lease", *map(str, range(2, 11)), *map(str, range(1, 6))]
+    )
+    assert ack(replica, rows[0][1]) == 15
+    make_due_with_timers(replica)
+    assert take(replica) == ["deferred"]
+    assert take(replica) == []
+    assert put(replica, "next") > last
+    assert take(replica) == ["next"]
+    rotate(replica)
+    maintain(replica)
+    assert ack(conn, old) == 2  # the original goes on
