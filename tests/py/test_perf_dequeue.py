@@ -156,7 +156,6 @@ def test_copy_reaches_half_the_rate_of_enqueue_batch(connect: Connect, queue: st
             one = meter.take()
             ratios.setdefault(f"{rows} rows, CPU", []).append(base.cpu[0] / one.cpu[0])
             ratios.setdefault(f"{rows} rows, wall", []).append(base.wall[0] / one.wall[0])
-    meter.close()
     found = {name: round(statistics.median(values), 2) for name, values in ratios.items()}
     print(f"\nrate of COPY by rate of enqueue_batch: {found}")
     assert all(ratio >= 0.5 for ratio in found.values()), found

@@ -40,7 +40,7 @@ class Meter:
     """Times what a connection's backend does. The server must be on this machine."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
-        self._file = Path(f"/proc/{conn.info.backend_pid}/schedstat").open()  # noqa: SIM115
+        self._file = Path(f"/proc/{conn.info.backend_pid}/schedstat")
         self.cpu: list[float] = []
         self.wall: list[float] = []
 
@@ -57,12 +57,8 @@ class Meter:
         self.cpu, self.wall = [], []
         return times
 
-    def close(self) -> None:
-        self._file.close()
-
     def _cpu(self) -> float:
-        self._file.seek(0)
-        return int(self._file.read().split()[0]) / 1000
+        return int(self._file.read_text().split()[0]) / 1000
 
 
 class Consumer:
