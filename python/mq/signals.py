@@ -41,6 +41,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _restore() -> None:
-    while _before:
-        number, handler = _before.popitem()
-        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    for number in _SIGNALS:
+        # pop, not look and take: a second signal may come in between, and its handler do the same.
+        handler = _before.pop(number, _on_signal)
+        if handler is not _on_signal:
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
