@@ -1,5 +1,5 @@
 create or replace function mq.message_status(queue text, msg_id bigint) returns mq.message_state
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off as $$
 declare
     q       mq.queue := mq._queue(message_status.queue);
     m       record;

@@ -16,12 +16,7 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     perform mq._mend_segments(q.queue_id, q.register);
     -- The tables locked first, all of them: then nobody is in the middle of anything.
-    for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
-        execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode',
-                        '{t}', q.queue_id || '_' || s.slot);
-    end loop;
-    execute replace('lock table mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1 '
-                    'in access exclusive mode', '{q}', q.queue_id::text);
+    perform mq._lock_tables(q.queue_id);
     for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
         v_count := (select count(*) from mq._fates(q.queue_id, s.slot) as f where f.state in ('ready', 'leased'));
         v_sum := v_sum + v_count;

@@ -176,7 +176,7 @@ begin
 
         -- What waits in this set, for peek, message_status and the statistics.
         create or replace function mq._waiting_{d}() returns table (due_at timestamptz, msg_id bigint, enqueued_at timestamptz, attempt int, payload jsonb, headers jsonb, history jsonb)
-        language plpgsql as $$
+        language plpgsql stable as $$
         declare
             p record;
             r record;

@@ -1,3 +1,5 @@
+-- Functions that people look with are stable, all through: they see one snapshot, in which each message is in one place.
+
 -- What became of every row of a slot, for people and for repair; reads the whole slot. There are no statistics, so the
 -- planner is kept from joining row by row.
 --
@@ -6,7 +8,8 @@
 create or replace function mq._fates(queue_id int, slot int)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, settled_at timestamptz,
                payload jsonb, headers jsonb, history jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on as $f$
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on set jit = off as $f$
 begin
     return query execute replace($x$
         with leased as materialized (
@@ -43,7 +46,7 @@ end $f$;
 -- All messages of a queue that are not settled, wherever they are.
 create or replace function mq._messages(q mq.queue)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot int;
 begin
@@ -67,7 +70,7 @@ end $$;
 -- ready; what was leased, less what was settled, is leased.
 create or replace function mq._count_slot(queue_id int, slot int, out messages bigint, out leased bigint, out settled bigint,
                                           out delivered bigint, out acked bigint, out oldest timestamptz)
-language plpgsql
+language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmapscan = off set enable_sort = off as $f$
 declare
     v_prev    pg_snapshot;
@@ -122,7 +125,7 @@ begin
 end $f$;
 
 create or replace function mq._count_deferral(queue_id int, generation int, out waiting bigint, out due bigint, out oldest timestamptz)
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
         select (select count(*) from mq.deferred_{d}) - coalesce((select p.taken from mq.promotion_{d} as p order by p.no desc limit 1), 0)

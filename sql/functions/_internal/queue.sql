@@ -93,3 +93,35 @@ begin
                              when dedup_key is not null then 'dedup_key' else 'ttl' end)
     where priority is not null or ordering_key is not null or dedup_key is not null or ttl is not null;
 end $$;
+
+-- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one
+-- ends well before a deadlock would be looked for, gives back the others, and is tried again, for 10 seconds.
+create or replace function mq._lock_tables(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $$
+declare
+    v_table   name;
+    v_give_up timestamptz := clock_timestamp() + interval '10 seconds';
+begin
+    loop
+        begin
+            for v_table in
+                select c.relname from pg_class as c
+                where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
+                  and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || _lock_tables.queue_id || '_[0-9]+$')
+                order by c.oid
+            loop
+                execute format('lock table mq.%I in access exclusive mode', v_table);
+            end loop;
+            return;
+        exception
+            when lock_not_available then
+                if clock_timestamp() > v_give_up then
+                    raise exception using
+                        errcode = 'lock_not_available',
+                        message = 'the queue is in use',
+                        hint = 'End the transactions that use it (pg_stat_activity, pg_locks), then try again.';
+                end if;
+        end;
+        perform pg_sleep(0.01);
+    end loop;
+end $$;
