@@ -11,7 +11,7 @@ begin
     if not found then
         perform mq._queue_not_found(drop_queue.queue);
     end if;
-    perform mq._lock_tables(q.queue_id);
+    perform mq._lock_tables(q.queue_id, true);
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;
     delete from mq.slot as x where x.queue_id = q.queue_id;

@@ -96,7 +96,7 @@ end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one
 -- ends well before a deadlock would be looked for, gives back the others, and is tried again, for 10 seconds.
-create or replace function mq._lock_tables(queue_id int) returns void
+create or replace function mq._lock_tables(queue_id int, sequences boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $$
 declare
     v_table   name;
@@ -104,6 +104,15 @@ declare
 begin
     loop
         begin
+            -- Who reads a register keeps a lock on it. LOCK takes no sequences; this does as well.
+            for v_table in
+                select c.relname from pg_class as c
+                where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
+                  and c.relname ~ ('^(register|msg_id|notified)_' || _lock_tables.queue_id || '$|^ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                order by c.oid
+            loop
+                execute format('alter sequence mq.%I no cycle', v_table);
+            end loop;
             for v_table in
                 select c.relname from pg_class as c
                 where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
