@@ -100,7 +100,7 @@ class Bench:
         self.pgbench = server.installation.bin / "pgbench"
         if not self.pgbench.exists():
             raise Missing(f"this server has no pgbench ({self.pgbench})")
-        self._databases: set[str] = set()
+        self._databases: dict[str, str] = {}  # and the commit that was installed there
 
     def pair(self, workload: str, clients: int) -> dict[str, dict[str, Any]]:
         """Both engines in fresh databases, in turns of a quarter of a second.
@@ -141,6 +141,7 @@ class Bench:
                     raise RuntimeError(f"{engine} {workload}: pgbench\n{stdout}\n{stderr}")
                 counted, everything = _count(folder, engine, begin + warm, stop)
                 found[engine] = {
+                    "revision": self._databases[f"{engine}_{_size(workload)}"],
                     "tps": round(2 * counted / (stop - begin - warm), 1),
                     "calls": counted,
                     "cpu_us": round(cpu[engine] * 1e6 / max(1, everything), 1),
@@ -190,6 +191,7 @@ class Bench:
         """A database with that engine and the messages for dequeues of n, made once."""
         name = f"{engine}_{n}"
         if name not in self._databases:
+            installed = revision()
             self.server.create_database(name)
             with self.server.connect(name) as conn:
                 if engine == "mq":
@@ -206,7 +208,7 @@ class Bench:
                             % (BACKLOG[n] * (self.seconds + max(WARM_SECONDS.values())) // 5000)
                         ).encode()
                     )
-            self._databases.add(name)
+            self._databases[name] = installed
         return name
 
 
@@ -344,7 +346,6 @@ def main() -> int:
                         "clients": clients,
                         "pair": pair,
                         "engine": engine,
-                        "revision": revision(),
                         "load": load,
                         **figures,
                     }
