@@ -101,7 +101,10 @@ class NotSupported(Error):
 
 
 class RetryTransaction(Error):
-    """40001, 40P01, 55P03: nothing is wrong; run the transaction again."""
+    """40001, 40P01, 55P03, XX000: run the transaction again.
+
+    XX000 is what a call gets that waited for a queue while it was dropped; the next gets MQ001.
+    """
 
 
 class InvalidState(Error):
@@ -133,6 +136,7 @@ _BY_CODE: dict[str, type[Error]] = {
     "40001": RetryTransaction,
     "40P01": RetryTransaction,
     "55P03": RetryTransaction,
+    "XX000": RetryTransaction,  # the queue was dropped while the call waited; the next one says so
     "55000": InvalidState,
     "42501": PermissionDenied,
     "57P01": ConnectionLost,

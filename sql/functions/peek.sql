@@ -1,5 +1,5 @@
 create or replace function mq.peek(queue text, n int default 10) returns setof mq.peeked_message
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off as $$
 declare
     q mq.queue := mq._queue(peek.queue);
 begin

@@ -1,5 +1,5 @@
 create or replace function mq.queue_stats(queue text default null) returns setof mq.queue_statistics
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off as $$
 declare
     q mq.queue;
     s record;

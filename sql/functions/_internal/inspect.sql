@@ -1,4 +1,4 @@
--- Functions that people look with are stable, all through: they see one snapshot, in which each message is in one place.
+-- These are stable, all through: a statement that calls one sees one snapshot, in which each message is in one place.
 
 -- What became of every row of a slot, for people and for repair; reads the whole slot. There are no statistics, so the
 -- planner is kept from joining row by row.
@@ -137,3 +137,34 @@ begin
             $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into due, oldest;
     end if;
 end $f$;
+
+-- What became of one message, in one snapshot.
+create or replace function mq._message_state(q mq.queue, msg_id bigint) returns mq.message_state
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    m       record;
+    v_slot  int;
+begin
+    select d.attempts, d.enqueued_at, d.died_at, d.reason into m
+    from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = _message_state.msg_id;
+    if found then
+        return ('dead', m.attempts, m.enqueued_at, null, null, m.died_at, m.reason)::mq.message_state;
+    end if;
+    select x.* into m from mq._messages(q) as x where x.msg_id = _message_state.msg_id
+    order by x.attempt desc limit 1;
+    if found then
+        return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null)::mq.message_state;
+    end if;
+    -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
+    for v_slot in
+        select s.slot from mq.segment as s where s.queue_id = q.queue_id
+        union select (pg_sequence_last_value(q.register) & 65535)::int
+    loop
+        select f.attempt, f.enqueued_at, f.settled_at into m
+        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_state.msg_id and f.state = 'completed';
+        if found then
+            return ('completed', m.attempt, m.enqueued_at, null, null, m.settled_at, null)::mq.message_state;
+        end if;
+    end loop;
+    return null;
+end $$;
