@@ -174,8 +174,10 @@ def until_asleep(conn: psycopg.Connection[Any]) -> int:
     def look() -> list[int]:
         return backends(conn, "state = 'idle' and query like '%next_due%'")
 
-    wait.until(look, "the consumer to sleep")
-    return look()[0] if look() else until_asleep(conn)
+    while True:
+        wait.until(look, "the consumer to sleep")
+        if pids := look():
+            return pids[0]
 
 
 def until_seen(worker: Worker, payloads: list[Any]) -> None:
