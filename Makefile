@@ -55,8 +55,8 @@ format: $(VENV)/.lint-installed ## ruff format, and what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed ## benchmarks (ARGS=...), see bench/
-	@$(PY) bench/run.py $(ARGS)
+bench: $(VENV)/.installed ## the comparison with the prototype (ARGS=...), see bench/
+	@$(PY) bench/prototype.py $(ARGS)
 
 clean: ## removes .venv, .cache and everything else that was made here
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

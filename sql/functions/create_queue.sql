@@ -33,7 +33,7 @@ begin
         return;
     end if;
     v_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
-    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s', v_id);
+    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', v_id);
     insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
                           notify, segment_age, segment_bytes, msg_ids, register, notified, home_relation, home_system)
     overriding system value
@@ -45,6 +45,7 @@ begin
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
     insert into mq.tally (queue_id) values (v_id);
     perform setval(format('mq.notified_%s', v_id)::regclass, 1);
+    perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
     perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false);
     perform mq._create_deferral(v_id);
     perform mq._create_slot(v_id, 1);

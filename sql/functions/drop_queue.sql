@@ -37,7 +37,7 @@ begin
     loop
         execute format('drop function %s', v_routine);
     end loop;
-    execute format('drop sequence mq.msg_id_%1$s, mq.register_%1$s, mq.notified_%1$s', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.register_%1$s, mq.notified_%1$s, mq.waiting_%1$s', q.queue_id);
 end $$;
 
 comment on function mq.drop_queue(text) is

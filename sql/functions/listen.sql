@@ -11,6 +11,10 @@ begin
                    and l.objid = v_key::oid and l.objsubid = 2 and l.database = (select d.oid from pg_database as d where d.datname = current_database())) then
         perform pg_advisory_lock_shared(c_class, v_key);
     end if;
+    -- After the lock: whoever resets it holds the exclusive one.
+    if pg_sequence_last_value(('mq.waiting_' || q.queue_id)::regclass) <> 2 then
+        perform setval(('mq.waiting_' || q.queue_id)::regclass, 2);
+    end if;
 end $$;
 
 comment on function mq.listen(text) is

@@ -1,8 +1,12 @@
 -- NOTIFY takes a lock of the whole cluster at commit, so mq sends as few as will do.
 --
--- A consumer that waits holds a shared session lock (mq.listen). A producer tests it after its insert, by trying the
--- exclusive one: taken at once and given back means that nobody waits. Who waits is always notified. A consumer that
--- registers polls until every transaction that may have tested before is over, so no wake-up is lost.
+-- A consumer that waits holds a shared session lock, and then sets the register waiting_<q> to 2 (mq.listen). A producer
+-- reads the register after its insert. If it is 2, it tests the lock by trying the exclusive one: who waits is notified;
+-- if it gets the lock, nobody waits any more, and with the lock still held, so that nobody can just be registering, it
+-- sets the register back to 1. So where nobody waits, producers share no lock.
+--
+-- A consumer that registered polls until every transaction that may have read the register before is over: their xids
+-- are older than one that it takes then. So no wake-up is lost.
 --
 -- Where nobody registered, there may still be a plain LISTEN. It is notified at most every 100 ms, until somebody has
 -- opened a block since (so it is awake and drained what was there): then the next message notifies again, unless a
@@ -10,16 +14,21 @@
 create or replace function mq._notify(queue_id int, queue text, mode text, notified regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    c_class constant int := ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
-    v_key   int;
-    v_last  bigint;
-    v_now   bigint;
+    c_class   constant int := ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
+    v_waiting regclass;
+    v_key     int;
+    v_last    bigint;
+    v_now     bigint;
 begin
     if _notify.mode = 'never' then
         return;
     elsif _notify.mode = 'auto' then
+        v_waiting := ('mq.waiting_' || _notify.queue_id)::regclass;
         v_key := (hashint8extended(-4, _notify.queue_id::bigint * 16777216) & 2147483647)::int;
-        if pg_try_advisory_lock(c_class, v_key) and pg_advisory_unlock(c_class, v_key) then
+        -- In one expression, so that no cancel leaves the lock behind.
+        if pg_sequence_last_value(v_waiting) = 1
+            or pg_try_advisory_lock(c_class, v_key) and setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_class, v_key)
+        then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
             if abs(v_now - v_last / 2) < 100

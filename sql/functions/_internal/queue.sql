@@ -108,7 +108,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-                  and c.relname ~ ('^(register|msg_id|notified)_' || _lock_tables.queue_id || '$|^ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(register|msg_id|notified|waiting)_' || _lock_tables.queue_id || '$|^ticket_' || _lock_tables.queue_id || '_[0-9]+$')
                 order by c.oid
             loop
                 execute format('alter sequence mq.%I no cycle', v_table);

@@ -7,6 +7,7 @@
 --   bits 16-31  slot of the oldest segment that may have something to claim
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
+-- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in milliseconds, times two; plus one once somebody
 -- has opened a block since (see _internal/notify.sql).
 

@@ -12,9 +12,7 @@ begin
     insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
     if p_notify = 'auto' then
         -- The common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
-        if pg_try_advisory_lock({class}, (hashint8extended(-4, {q}::bigint * 16777216) & 2147483647)::int)
-            and pg_advisory_unlock({class}, (hashint8extended(-4, {q}::bigint * 16777216) & 2147483647)::int)
-        then
+        if pg_sequence_last_value('mq.waiting_{q}') = 1 then
             v_last := pg_sequence_last_value('mq.notified_{q}');
             if v_last % 2 = 0 and abs(date_part('epoch', clock_timestamp()) * 1000 - v_last / 2) < 100 then
                 return v_msg_id;
