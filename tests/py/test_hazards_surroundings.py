@@ -279,6 +279,8 @@ def test_producers_do_not_wait_for_each_other_when_somebody_listens(
 def test_a_test_of_listeners_leaves_no_lock(conn: psycopg.Connection, session: Connect) -> None:
     producer = session()
     queue_id = value(conn, "select queue_id from mq.queue")
+    conn.execute("select mq.listen('q')")  # the register says that somebody waits ...
+    conn.execute("select mq.unlisten('q')")  # ... and the lock that nobody does
     for _ in range(3):
         put(producer, "a")
     left = {row[3] for row in race.locks(producer, conn) if row[0] == "advisory"}
