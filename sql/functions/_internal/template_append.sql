@@ -7,19 +7,13 @@ create or replace function mq._append_{t}(p_queue text, p_notify text, p_payload
 language plpgsql as $$
 declare
     v_msg_id bigint := nextval('mq.msg_id_{q}');
-    v_last   bigint;
 begin
     insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
-    if p_notify = 'auto' then
-        -- The common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
-        if pg_sequence_last_value('mq.waiting_{q}') = 1 then
-            v_last := pg_sequence_last_value('mq.notified_{q}');
-            if v_last % 2 = 0 and abs(date_part('epoch', clock_timestamp()) * 1000 - v_last / 2) < 100 then
-                return v_msg_id;
-            end if;
-        end if;
-        perform mq._notify({q}, p_queue, p_notify, 'mq.notified_{q}');
-    elsif p_notify = 'always' then
+    -- The common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
+    if not (p_notify = 'never'
+            or p_notify = 'auto' and pg_sequence_last_value('mq.waiting_{q}') = 1
+               and abs(date_part('epoch', clock_timestamp()) * 2000 - pg_sequence_last_value('mq.notified_{q}')) < 200)
+    then
         perform mq._notify({q}, p_queue, p_notify, 'mq.notified_{q}');
     end if;
     return v_msg_id;
