@@ -31,7 +31,7 @@ begin
         then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
-            if abs(v_now - v_last / 2 - v_last % 2 * 100) < 100
+            if abs(v_now - v_last / 2 - v_last % 2 * 101) < 100
                 and (v_last % 2 = 0 or not pg_try_advisory_xact_lock(c_class, mq._lock_key(_notify.queue_id, -5)))
             then
                 return;
@@ -48,6 +48,6 @@ declare
     v_last bigint := pg_sequence_last_value(_answered.notified);
 begin
     if v_last % 2 = 0 then
-        perform setval(_answered.notified, greatest(v_last - 199, 1));
+        perform setval(_answered.notified, greatest(v_last - 201, 1));
     end if;
 end $$;

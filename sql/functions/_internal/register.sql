@@ -9,7 +9,7 @@
 --   bit  33     the other deferral set still holds something
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
--- has opened a block since, 100 ms earlier and odd (see _internal/notify.sql).
+-- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
 
 create or replace function mq._set_register(register regclass, open_slot int, head_slot int, generation int, old_alive boolean)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
