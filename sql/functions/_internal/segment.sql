@@ -2,7 +2,7 @@
 -- claim), drained (nothing left to settle), gone (its slot truncated and free). All under the queue's upkeep lock, in
 -- small steps with a short lock_timeout; a step that finds a lock taken is tried again next time.
 
--- A slot that the next segment can use: free, and made, or emptied, by a transaction that is over. Makes one ahead if none is left.
+-- A slot that the next segment can use: free, and made, or emptied, by a transaction that is over; null: none.
 create or replace function mq._free_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -16,6 +16,7 @@ begin
     return v_slot;
 end $$;
 
+-- Makes a slot ahead, where none is free, and returns it.
 create or replace function mq._make_spare_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
