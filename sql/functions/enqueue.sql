@@ -11,38 +11,40 @@ create or replace function mq.enqueue(
 ) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    q        record;
-    v_msg_id bigint;
-    v_due_at timestamptz;
+    v_key       bigint;
+    v_notify    text;
+    v_is_common boolean;
+    q           mq.queue;
+    v_msg_id    bigint;
+    v_due_at    timestamptz;
 begin
-    -- Few expressions: each is made ready anew in every transaction.
-    select x.queue_id, x.name, x.notify, x.notified, x.msg_ids, x.home_relation = 'mq.queue'::regclass::oid as at_home,
-           x.queue_id::bigint * 65536 + (pg_sequence_last_value(x.register) & 65535) as key,
-           (pg_sequence_last_value(x.register) >> 32) & 1 as generation
-      into q from mq.queue as x where x.name = enqueue.queue;
-    if q.at_home and enqueue.payload is not null
-        and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
-    then
-        return mq._append_0(q.key, q.name, q.notify, enqueue.payload, enqueue.headers);
+    -- Few expressions and variables: each is made ready anew in every transaction.
+    select x.queue_id::bigint * 65536 + (pg_sequence_last_value(x.register) & 65535), x.notify,
+           x.home_relation = 'mq.queue'::regclass::oid and enqueue.payload is not null
+           and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
+      into v_key, v_notify, v_is_common from mq.queue as x where x.name = enqueue.queue;
+    if v_is_common then
+        return mq._append_0(v_key, enqueue.queue, v_notify, enqueue.payload, enqueue.headers);
     end if;
 
     if enqueue.payload is null then
         perform mq._null_argument('payload');
     end if;
     perform mq._check_options(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl);
-    if q.queue_id is null then
+    select * into q from mq.queue as x where x.name = enqueue.queue;
+    if not found then
         perform mq._queue_not_found(enqueue.queue);
-    elsif not q.at_home then
+    elsif q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
         return mq.enqueue(enqueue.queue, enqueue.payload, enqueue.headers, enqueue.delay, enqueue.deliver_at);
     end if;
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
     if v_due_at is null then
-        return mq._append_0(q.key, q.name, q.notify, enqueue.payload, enqueue.headers);
+        return mq._append_0(v_key, enqueue.queue, v_notify, enqueue.payload, enqueue.headers);
     end if;
     v_msg_id := nextval(q.msg_ids);
-    execute 'insert into mq.deferred_' || q.queue_id || '_' || q.generation || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)'
-        using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+    execute 'insert into mq.deferred_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) >> 32 & 1)
+        || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)' using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return v_msg_id;
 end $$;

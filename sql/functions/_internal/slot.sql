@@ -89,21 +89,25 @@ begin
     perform mq._create_dispatcher();
 end $f$;
 
--- _append_0 calls the _append_ of a slot (key: queue_id * 65536 + slot) from static SQL; EXECUTE, as for the slots beyond
--- the first 64, would parse and plan the call each time. One transaction at a time makes it anew.
+-- _append_0 appends a message to the log of a slot (key: queue_id * 65536 + slot). The first 64 slots have static SQL in
+-- it, the others EXECUTE, which parses and plans each time. It is one function for all of them: with many sessions on
+-- a few cores the caches are cold, and every function more that a call goes through shows. One transaction at a time
+-- makes it anew.
 create or replace function mq._create_dispatcher() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_branch   text;
-    v_branches text[];
+    v_branches text;
 begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
     for v_branch in
-        select format('when %s then return mq._append_%s_%s(p_queue, p_notify, p_payload, p_headers);',
-                      s.queue_id::bigint * 65536 + s.slot, s.queue_id, s.slot)
+        select replace(replace(replace(mq._template_append(),
+            '{t}', s.queue_id || '_' || s.slot),
+            '{q}', s.queue_id::text),
+            '{key}', (s.queue_id::bigint * 65536 + s.slot)::text)
         from mq.slot as s order by s.queue_id, s.slot limit 64
     loop
-        v_branches := v_branches || v_branch;
+        v_branches := concat(v_branches, 'els', v_branch);
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -111,15 +115,16 @@ begin
         declare
             v_msg_id bigint;
         begin
-            case p_key
-                {branches}
-                else
-                    execute 'select mq._append_' || (p_key >> 16) || '_' || (p_key & 65535) || '($1, $2, $3, $4)'
-                        into v_msg_id using p_queue, p_notify, p_payload, p_headers;
-                    return v_msg_id;
-            end case;
+            {branches}
+            else
+                v_msg_id := nextval('mq.msg_id_' || (p_key >> 16));
+                execute 'insert into mq.log_' || (p_key >> 16) || '_' || (p_key & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
+                    using v_msg_id, p_payload, p_headers;
+            end if;
+            perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
+            return v_msg_id;
         end $y$
-        $x$, '{branches}', array_to_string(v_branches, ' '));
+        $x$, '{branches}', substr(v_branches, 4));
     revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
 end $f$;
 
@@ -131,7 +136,7 @@ declare
     v_template text;
 begin
     foreach v_template in array array[
-        mq._template_append(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
+        mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
     loop
         execute replace(replace(replace(replace(replace(v_template,
             '{t}', _create_slot_functions.queue_id || '_' || _create_slot_functions.slot),
