@@ -17,7 +17,6 @@ from .errors import (
     PermissionDenied,
     QueueExists,
     QueueNotFound,
-    QueuePaused,
     RetryTransaction,
     TransactionTooLarge,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "QueueExists",
     "QueueInfo",
     "QueueNotFound",
-    "QueuePaused",
     "QueueStats",
     "RetryTransaction",
     "TransactionTooLarge",

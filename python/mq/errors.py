@@ -24,7 +24,6 @@ __all__ = [
     "PermissionDenied",
     "QueueExists",
     "QueueNotFound",
-    "QueuePaused",
     "RetryTransaction",
     "TransactionTooLarge",
 ]
@@ -80,12 +79,8 @@ class MalformedReceipt(Error):
     """MQ004: the text is no receipt, or a receipt of another queue."""
 
 
-class QueuePaused(Error):
-    """MQ005: the queue is paused."""
-
-
 class InstallationError(Error):
-    """MQ006, 3F000, 42883: mq is missing in this database, or old (`mqctl upgrade`), or damaged."""
+    """3F000, 42883: mq is missing in this database, or old (`mqctl upgrade`), or damaged."""
 
 
 class TransactionTooLarge(Error):
@@ -101,10 +96,7 @@ class NotSupported(Error):
 
 
 class RetryTransaction(Error):
-    """40001, 40P01, 55P03, XX000: run the transaction again.
-
-    XX000 is what a call gets that waited for a queue while it was dropped; the next gets MQ001.
-    """
+    """40001, 40P01, 55P03: run the transaction again."""
 
 
 class InvalidState(Error):
@@ -127,8 +119,6 @@ _BY_CODE: dict[str, type[Error]] = {
     "MQ002": QueueExists,
     "MQ003": LeaseLost,
     "MQ004": MalformedReceipt,
-    "MQ005": QueuePaused,
-    "MQ006": InstallationError,
     "MQ007": TransactionTooLarge,
     "3F000": InstallationError,  # no schema mq
     "42883": InstallationError,  # no such function
@@ -136,7 +126,6 @@ _BY_CODE: dict[str, type[Error]] = {
     "40001": RetryTransaction,
     "40P01": RetryTransaction,
     "55P03": RetryTransaction,
-    "XX000": RetryTransaction,  # the queue was dropped while the call waited; the next one says so
     "55000": InvalidState,
     "42501": PermissionDenied,
     "57P01": ConnectionLost,

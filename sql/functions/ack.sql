@@ -11,18 +11,20 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 set lock_timeout = '2s' as $$
 declare
-    v_id    int;
-    v_home  oid;
-    v_count int;
+    v_id       int;
+    v_home     oid;
+    v_register bigint;
+    v_count    int;
 begin
     if result is not null then
         perform mq._not_yet('result');
     end if;
-    select q.queue_id, q.home_relation into v_id, v_home from mq.queue as q where q.name = ack.queue;
-    if not found then
-        perform mq._queue_not_found(ack.queue);
-    elsif v_home <> 'mq.queue'::regclass::oid then
+    select q.queue_id, q.home_relation, pg_sequence_last_value(q.register) into v_id, v_home, v_register
+    from mq.queue as q where q.name = ack.queue;
+    if v_home <> 'mq.queue'::regclass::oid then
         perform mq._repair(v_id);       -- a copy: its receipts are void
+    elsif v_register is null then
+        perform mq._queue_not_found(ack.queue);
     end if;
     if ack.msg_ids is null then
         v_count := mq._ack(ack.queue, v_id, ack.receipt);

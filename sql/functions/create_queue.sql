@@ -43,7 +43,6 @@ begin
             format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
             'mq.queue'::regclass::oid, mq._system_identifier());
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
-    insert into mq.tally (queue_id) values (v_id);
     perform setval(format('mq.notified_%s', v_id)::regclass, 1);
     perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
     perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false);

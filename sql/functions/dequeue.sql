@@ -33,12 +33,19 @@ begin
     if dequeue.n is null or dequeue.n not between 1 and 10000 then
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
-    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home_relation into q
-    from mq.queue as x where x.name = dequeue.queue;
-    if not found then
-        perform mq._queue_not_found(dequeue.queue);
-    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+    -- The register is null once the queue was dropped. It is read once for the first round, so that the receipt is
+    -- acknowledged by whoever was chosen to do it.
+    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home_relation, pg_sequence_last_value(x.register) as content
+    into q from mq.queue as x where x.name = dequeue.queue;
+    v_register := q.content;
+    if q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
+        if dequeue.ack is null then
+            return;     -- what was repaired is for others, and for the next call
+        end if;
+        v_register := pg_sequence_last_value(q.register);
+    elsif v_register is null then
+        perform mq._queue_not_found(dequeue.queue);
     end if;
     v_vt := q.visibility_timeout;
     if dequeue.visibility_timeout is not null then
@@ -54,8 +61,6 @@ begin
         end if;
         v_until := clock_timestamp() + wait;
     end if;
-    -- Read once for the first round, so that the receipt is acknowledged by whoever was chosen to do it.
-    v_register := pg_sequence_last_value(q.register);
     if dequeue.ack is not null then
         -- A plain receipt of the segment that everybody works on is acknowledged on the way.
         a_ack := string_to_array(dequeue.ack, '.');

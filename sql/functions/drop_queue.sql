@@ -37,7 +37,28 @@ begin
     loop
         execute format('drop function %s', v_routine);
     end loop;
-    execute format('drop sequence mq.msg_id_%1$s, mq.register_%1$s, mq.notified_%1$s, mq.waiting_%1$s', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s', q.queue_id);
+    -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
+    -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
+    -- register gone, they would get PostgreSQL's internal words. The next upkeep removes it.
+    execute format('alter sequence mq.register_%s restart', q.queue_id);
+end $$;
+
+create or replace function mq._remove_old_registers() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_register regclass;
+begin
+    for v_register in
+        select c.oid from pg_class as c
+        where c.relname ~ '^register_[0-9]+$' and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
+          and not exists (select from mq.queue as q where q.register = c.oid)
+    loop
+        execute format('drop sequence if exists %s', v_register);
+    end loop;
+exception
+    when lock_not_available then
+        null;       -- next time
 end $$;
 
 comment on function mq.drop_queue(text) is

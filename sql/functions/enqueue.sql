@@ -19,6 +19,7 @@ declare
     v_due_at    timestamptz;
 begin
     -- Few expressions and variables: each is made ready anew in every transaction.
+    -- A key is null once the queue was dropped.
     select x.queue_id::bigint * 65536 + (pg_sequence_last_value(x.register) & 65535), x.notify,
            x.home_relation = 'mq.queue'::regclass::oid and enqueue.payload is not null
            and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
@@ -31,16 +32,10 @@ begin
         perform mq._null_argument('payload');
     end if;
     perform mq._check_options(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl);
-    select * into q from mq.queue as x where x.name = enqueue.queue;
-    if not found then
-        perform mq._queue_not_found(enqueue.queue);
-    elsif q.home_relation <> 'mq.queue'::regclass::oid then
-        perform mq._repair(q.queue_id);
-        return mq.enqueue(enqueue.queue, enqueue.payload, enqueue.headers, enqueue.delay, enqueue.deliver_at);
-    end if;
+    q := mq._queue(enqueue.queue);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
     if v_due_at is null then
-        return mq._append_0(v_key, enqueue.queue, v_notify, enqueue.payload, enqueue.headers);
+        return mq._append_0(q.queue_id::bigint * 65536 + (pg_sequence_last_value(q.register) & 65535), q.name, q.notify, enqueue.payload, enqueue.headers);
     end if;
     v_msg_id := nextval(q.msg_ids);
     execute 'insert into mq.deferred_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) >> 32 & 1)

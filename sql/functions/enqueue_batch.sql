@@ -26,12 +26,12 @@ begin
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
     perform mq._check_options(priority, ordering_key, dedup_key, ttl);
-    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q
+    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation, pg_sequence_last_value(x.register) as content into q
     from mq.queue as x where x.name = enqueue_batch.queue;
-    if not found then
-        perform mq._queue_not_found(enqueue_batch.queue);
-    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+    if q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
+    elsif q.content is null then
+        perform mq._queue_not_found(enqueue_batch.queue);
     end if;
     v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
     if v_count = 0 then

@@ -26,6 +26,7 @@ begin
         perform mq._queue(maintain.queue);
     end if;
     perform mq._empty_inbox();
+    perform mq._remove_old_registers();
     for q in select * from mq.queue as x where maintain.queue is null or x.name = maintain.queue order by x.queue_id loop
         if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
             return next (q.name, 'busy', 'another session maintains this queue')::mq.upkeep;

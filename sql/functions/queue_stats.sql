@@ -9,8 +9,8 @@ begin
     if queue_stats.queue is not null then
         perform mq._queue(queue_stats.queue);
     end if;
-    for q in select * from mq.queue as x where queue_stats.queue is null or x.name = queue_stats.queue order by x.name loop
-        select t.delivered, t.settled into v.delivered_total, v.settled_total from mq.tally as t where t.queue_id = q.queue_id;
+    for q in select * from mq.queue as x where (queue_stats.queue is null or x.name = queue_stats.queue) and pg_sequence_last_value(x.register) > 0 order by x.name loop
+        select coalesce(sum(t.delivered), 0), coalesce(sum(t.settled), 0) into v.delivered_total, v.settled_total from mq.tally as t where t.queue_id = q.queue_id;
         v.ready := 0;
         v.deferred := 0;
         v.leased := (select count(*) from mq.survivor as y where y.queue_id = q.queue_id);

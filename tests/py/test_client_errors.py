@@ -44,8 +44,6 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("MQ002", mq.QueueExists),
         ("MQ003", mq.LeaseLost),
         ("MQ004", mq.MalformedReceipt),
-        ("MQ005", mq.QueuePaused),
-        ("MQ006", mq.InstallationError),
         ("MQ007", mq.TransactionTooLarge),
         ("MQ999", mq.Error),
         ("3F000", mq.InstallationError),

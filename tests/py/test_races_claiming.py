@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -389,6 +391,26 @@ def test_consumers_in_open_transactions_never_meet(
     assert len(got) == count + sum(n for _ in sitting[::2])  # what was rolled back came twice
 
 
+def test_a_slice_that_was_leased_since_it_was_chosen_is_passed_over(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    # A consumer chooses a slice, by ticket or by a look, and only then locks it. Whoever had the lock before may have
+    # committed in between: so it looks again. That moment is too short to meet; so here is the call that it makes.
+    fill(conn, 640)
+    take(conn)
+    rows = take_rows(conn)
+    slot, block_no, a_slice = re.match(  # type: ignore[union-attr]
+        r"(\d+\.\d+)\.1\.0\.(\d+)\.(\d+)\.", str(rows[0][1])
+    ).groups()
+    late = session()
+    gather = (
+        f"select msg_id from mq._gather_{slot.replace('.', '_')}"
+        "(1::smallint, 0::smallint, %s, array[%s]::int[], false, false, 1, '1 min')"
+    )
+    assert late.execute(gather, (block_no, a_slice)).fetchall() == []
+    assert late.execute(gather, (block_no, int(a_slice) + 1)).fetchall() != []
+
+
 def test_a_claim_of_the_newest_block_that_rolled_back_is_found_by_dequeue(
     conn: psycopg.Connection, session: Connect
 ) -> None:
@@ -608,6 +630,43 @@ def test_a_hundred_thousand_dequeues_in_one_transaction(
     conn: psycopg.Connection, session: Connect, connect: Connect, background: Background
 ) -> None:
     dequeue_all_in_one_transaction(conn, session, connect, background, 100_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_64_clients_of_long_transactions_leave_locks_for_others(
+    conn: psycopg.Connection, connect: Connect, background: Background
+) -> None:
+    # 100,000 dequeues of one or of 500 messages by 64 clients, each in one transaction.
+    count, clients, calls = 1_000_000, 64, 1_600
+    for _ in range(count // 20_000):
+        fill(conn, 20_000)
+
+    def consume(consumer: psycopg.Connection, seed: int) -> tuple[int, list[int]]:
+        chance = random.Random(seed)
+        consumer.execute("begin")
+        got: list[int] = []
+        for _ in range(calls):
+            n = 500 if chance.random() < 0.01 else 1
+            try:
+                got += [r[0] for r in consumer.execute("select msg_id from mq.dequeue('q', %s)", (n,))]
+            except psycopg.DatabaseError as error:  # what mq says before the lock table is full
+                assert error.sqlstate == "MQ007", error
+                consumer.execute("rollback")
+                return 1, []
+        consumer.execute("commit")
+        return 0, got
+
+    done = [
+        future.result(800)
+        for future in [background(consume, connect(), seed) for seed in range(clients)]
+    ]
+    got = [msg_id for _, msg_ids in done for msg_id in msg_ids]
+    assert len(got) == len(set(got)) > 0
+    assert sum(refused for refused, _ in done) <= clients // 8
+    queue_id = value(conn, "select queue_id from mq.queue")
+    for generation in (0, 1):
+        assert value(conn, f"select count(*) from mq.deferred_{queue_id}_{generation}") == 0
 
 
 def test_too_many_claims_of_others_blocks_are_refused_with_a_hint(

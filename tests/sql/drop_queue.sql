@@ -1,4 +1,4 @@
-select plan(11);
+select plan(12);
 
 select test.forget(q) from unnest(array['drop_queue', 'drop_queue.other']) as q;
 select mq.create_queue('drop_queue.other');     -- what queues share is there now
@@ -22,12 +22,17 @@ rollback;
 select is((select ready || ' ' || leased || ' ' || deferred || ' ' || dead from mq.queue_stats('drop_queue')), '1 1 1 1',
     'and is back as it was when that is rolled back');
 select lives_ok($$ select mq.drop_queue('drop_queue') $$, 'it is dropped for good');
+select results_eq(
+    $$ select c.relname::text collate "C" from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S') and c.oid not in (select oid from before) $$,
+    $$ select ('register_' || id) collate "C" from gone $$,
+    'all that is left is the register, which tells those who wait for it');
+select 1 from mq.maintain('drop_queue.other');
 select is_empty(
     $$ select c.oid::regclass::text from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S')
            and c.oid not in (select oid from before)
        union all
        select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'mq'::regnamespace and p.oid not in (select oid from before) $$,
-    'with all its tables, sequences and functions');
+    'upkeep removes that too: no table, sequence or function is left');
 select is_empty(
     $$ select 'queue' from mq.queue join gone on id = queue_id union all select 'subscription' from mq.subscription join gone on id = queue_id
        union all select 'slot' from mq.slot join gone on id = queue_id union all select 'segment' from mq.segment join gone on id = queue_id

@@ -11,11 +11,12 @@ begin
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = i.queue;
-        if not found then
-            perform mq._queue_not_found(i.queue);
-        elsif q.home_relation <> 'mq.queue'::regclass::oid then
+        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation, pg_sequence_last_value(x.register) as content into q
+        from mq.queue as x where x.name = i.queue;
+        if q.home_relation <> 'mq.queue'::regclass::oid then
             perform mq._repair(q.queue_id);
+        elsif q.content is null then
+            perform mq._queue_not_found(i.queue);
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
         v_register := pg_sequence_last_value(q.register);

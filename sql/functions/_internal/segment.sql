@@ -143,7 +143,7 @@ begin
     return v_count;
 end $$;
 
--- The totals of a slot that is about to be emptied.
+-- The totals of a slot that is about to be emptied, and of what was settled outside of segments.
 create or replace function mq._add_to_tally(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -154,8 +154,10 @@ begin
         into v_delivered;
     execute format('select sum(s.n) from mq.settlement_%1$s_%2$s as s where s.outcome = ''acked''', _add_to_tally.queue_id, _add_to_tally.slot)
         into v_settled;
-    update mq.tally as y set delivered = y.delivered + coalesce(v_delivered, 0), settled = y.settled + coalesce(v_settled, 0)
-    where y.queue_id = _add_to_tally.queue_id;
+    with old as (delete from mq.tally as y where y.queue_id = _add_to_tally.queue_id returning y.delivered, y.settled)
+    insert into mq.tally (queue_id, delivered, settled)
+    select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0)
+    from old as o;
 end $$;
 
 -- Gives the slot back, never that of the open segment, unless somebody (a dump, a report) still reads it.

@@ -41,6 +41,9 @@ begin
             returning s.*)
         select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome, null)::mq._taken)
           into v_taken from gone as g;
+        if _settle.outcome = 'acked' and v_taken is not null then
+            insert into mq.tally (queue_id, delivered, settled) values (_settle.queue_id, 0, cardinality(v_taken));
+        end if;
     end if;
     if v_taken is null then
         perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);

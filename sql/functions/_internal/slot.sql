@@ -97,7 +97,7 @@ create or replace function mq._create_dispatcher() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_branch   text;
-    v_branches text;
+    v_branches text[];
 begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
     for v_branch in
@@ -107,7 +107,7 @@ begin
             '{key}', (s.queue_id::bigint * 65536 + s.slot)::text)
         from mq.slot as s order by s.queue_id, s.slot limit 64
     loop
-        v_branches := concat(v_branches, 'els', v_branch);
+        v_branches := v_branches || v_branch;
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -116,6 +116,8 @@ begin
             v_msg_id bigint;
         begin
             {branches}
+            elsif p_key is null then
+                perform mq._queue_not_found(p_queue);
             else
                 v_msg_id := nextval('mq.msg_id_' || (p_key >> 16));
                 execute 'insert into mq.log_' || (p_key >> 16) || '_' || (p_key & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
@@ -124,7 +126,7 @@ begin
             perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
             return v_msg_id;
         end $y$
-        $x$, '{branches}', substr(v_branches, 4));
+        $x$, '{branches}', array_to_string(v_branches, E'\n            els'));
     revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
 end $f$;
 
