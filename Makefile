@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 FOLDER ?=
+OUT    ?= full.jsonl
 ARGS   ?=
 
 VENV := .venv
@@ -11,7 +12,7 @@ PIP  := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-sql test-py test-matrix test-perf test-faults test-mutants \
-        test-docker lint format bench clean
+        test-docker lint format bench bench-full bench-prototype clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +56,13 @@ format: $(VENV)/.lint-installed ## ruff format, and what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed ## the comparison with the prototype (ARGS=...), see bench/
+bench: $(VENV)/.bench-installed ## mq beside its peers, the cells that matter: ten minutes (ARGS=...), see bench/
+	@$(PY) -m bench $(ARGS)
+
+bench-full: $(VENV)/.bench-installed ## every cell, for hours; run again, it goes on (OUT=full.jsonl, ARGS=...)
+	@$(PY) -m bench --full --pairs 5 --out bench/results/$(OUT) $(ARGS)
+
+bench-prototype: $(VENV)/.installed ## the comparison with the prototype (ARGS=...)
 	@$(PY) bench/prototype.py $(ARGS)
 
 clean: ## removes .venv, .cache and everything else that was made here
@@ -75,6 +82,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.lint-installed: $(VENV)/.installed
 	@$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/.bench-installed: $(VENV)/.installed
+	@$(PIP) --editable '.[test,bench]'
 	@touch $@
 
 $(VENV)/.docker-installed: $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""Measures mq beside its peers: `python -m bench --help`, bench/README.md."""

@@ -1,0 +1,222 @@
+"""mq beside its peers, on one durable server, in turns.
+
+python -m bench                       the cells that matter, about ten minutes
+python -m bench --full                everything; hours, may be interrupted and goes on
+python -m bench --list                names of the cells
+python -m bench --cell 'drain n=10*' --pairs 3 --seconds 5
+python -m bench --cell 'drain n=1 *' --contestants 'mq:next plain:next'
+python -m bench --tables FILE         tables and plots of what was measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO / "python"), str(REPO / "tests")]
+
+from rich.console import Console  # noqa: E402
+
+from bench import cells, tables  # noqa: E402
+from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
+from bench.cells import Cell  # noqa: E402
+from bench.peers import Absent  # noqa: E402
+from bench.results import Store  # noqa: E402
+from support.binaries import Unavailable  # noqa: E402
+
+
+def revision() -> str:
+    """The commit that is measured, with + behind it if the SQL was edited since."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(REPO), *args], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", "--", "sql") else "")
+
+
+def run(
+    place: Arena, wanted: list[Cell], options: argparse.Namespace, store: Store, console: Console
+) -> None:
+    """All rounds of all cells that are not in the file yet; round by round, so that an hour's load falls on all alike."""
+    for number in range(options.pairs):
+        for cell in wanted:
+            if number >= cell.most_pairs and options.cell is None:
+                continue
+            names = options.contestants.split() if options.contestants else list(cell.contestants)
+            if store.has(cell.name, number, names):
+                continue
+            contestants = []
+            for contestant in map(Contestant.parse, names):
+                name = str(contestant)
+                known = store.results.get(cell.name)
+                if known and name in known.absent:
+                    continue
+                try:
+                    contestant.peer.version(place.server)
+                    contestants.append(contestant)
+                except Absent as absent:
+                    note_absent(store, cell, name, str(absent))
+                    console.print(f"[yellow]{name}: absent: {absent}[/]")
+            if contestants:
+                one(place, cell, number, contestants, store, console)
+
+
+def one(
+    place: Arena,
+    cell: Cell,
+    number: int,
+    contestants: list[Contestant],
+    store: Store,
+    console: Console,
+) -> None:
+    load = round(os.getloadavg()[0], 1)
+    try:
+        found = cell.run(place, contestants)
+    except Absent as absent:
+        for contestant in contestants:
+            note_absent(store, cell, str(contestant), str(absent))
+        console.print(f"[yellow]{cell.name}: absent: {absent}[/]")
+        return
+    for name, figures in found.items():
+        store.add(
+            {
+                "cell": cell.name,
+                "key": cell.key,
+                "round": number,
+                "contestant": name,
+                "load": load,
+                "figures": figures,
+            }
+        )
+    said = ", ".join(f"{name} {figures.get(cell.key, 0):,}" for name, figures in found.items())
+    console.print(f"round {number + 1} [bold]{cell.name}[/]: {said}", highlight=False)
+
+
+def note_absent(store: Store, cell: Cell, contestant: str, reason: str) -> None:
+    store.add({"cell": cell.name, "key": cell.key, "contestant": contestant, "absent": reason})
+
+
+def header(place: Arena, names: Iterable[str], seconds: float) -> dict[str, Any]:
+    """What was measured where: kept in the file, and printed."""
+    versions = {}
+    for name in sorted({Contestant.parse(n).peer.name for n in names}):
+        try:
+            versions[name] = Contestant.parse(name).peer.version(place.server)
+        except Absent as absent:
+            versions[name] = f"absent: {absent}"
+    with place.server.connect() as conn:
+        row = conn.execute("select version()").fetchone()
+        shown = {name: conn.execute(f"show {name}".encode()).fetchone() for name in SETTINGS}
+    model = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "revision": revision(),
+        "server": str(row[0]).partition(" on ")[0] if row else "",
+        "settings": {name: value[0] for name, value in shown.items() if value},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores {model[0] if model else ''}".strip(),
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "seconds": seconds,
+        "versions": versions,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def arguments() -> argparse.Namespace:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--full", action="store_true", help="all cells")
+    parser.add_argument(
+        "--list", action="store_true", help="names of the cells and their contestants"
+    )
+    parser.add_argument(
+        "--cell",
+        help="only cells whose name matches; with * and ?, several with commas between them",
+    )
+    parser.add_argument(
+        "--contestants", help="others than a cell's own: 'mq:next plain:tx@snapshot'"
+    )
+    parser.add_argument("--pairs", type=int, default=3, help="rounds; medians of them count")
+    parser.add_argument(
+        "--seconds", type=float, default=2, help="of each contestant in a round, after its warm-up"
+    )
+    parser.add_argument("--server", default=os.environ.get("MQ_TEST_SERVER", "debian"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=REPO / f"bench/results/bench-{stamp}.jsonl",
+        help="goes on where that file ends",
+    )
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        metavar="FILE",
+        help="measures nothing: tables and plots of that file",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    wanted = cells.full() if options.full or options.cell or options.list else cells.quick()
+    if options.cell:
+        patterns = options.cell.split(",")
+        wanted = [
+            c for c in wanted if any(fnmatch.fnmatchcase(c.name, p.strip()) for p in patterns)
+        ]
+    if options.list:
+        for cell in wanted:
+            console.print(f"{cell.name:40} {' '.join(cell.contestants)}", highlight=False)
+        return 0
+    store = Store(options.tables or options.out)
+    if not options.tables:
+        if not wanted:
+            console.print("no cell is called that; --list shows them")
+            return 2
+        try:
+            with arena(options.server, options.seconds) as place:
+                names = (
+                    options.contestants.split()
+                    if options.contestants
+                    else [n for c in wanted for n in c.contestants]
+                )
+                about = header(place, names, options.seconds)
+                store.add(about)
+                for what, value in about.items():
+                    console.print(f"{what}: {value}", highlight=False)
+                run(place, wanted, options, store, console)
+        except (Absent, Unavailable) as reason:
+            console.print(f"nothing can be measured here: {reason}")
+            return 2
+        except KeyboardInterrupt:
+            console.print(f"interrupted; --out {store.path} goes on")
+    console.print(tables.table(store.results))
+    store.path.with_suffix(".md").write_text(tables.markdown(store.results))
+    console.print(f"{store.path}, and .md beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

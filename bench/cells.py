@@ -1,0 +1,132 @@
+"""What is measured: the cells, their names, and which of them matter."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from bench.arena import WARM_SECONDS, Arena, Contestant, Figures
+from bench.peers import Load
+
+# Messages that wait for the consumers, for each second: more than the fastest of them takes.
+BACKLOG = {1: 20_000, 10: 110_000, 100: 400_000, 1000: 700_000}
+MOST_BACKLOG = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell(ABC):
+    """One measurement of several contestants. Ratios are those of the first one to each other."""
+
+    name: str
+    contestants: tuple[str, ...]
+    settings: dict[str, str] = field(default_factory=dict, hash=False)
+    #: Rounds that are enough for it, where it takes long.
+    most_pairs: int = 5
+
+    @abstractmethod
+    def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
+        """One round, figures by contestant."""
+
+    def run(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
+        """The same with this cell's settings."""
+        with arena.set(self.settings):
+            return self.measure(arena, contestants)
+
+    @property
+    def key(self) -> str:
+        """The figure that ratios are made of; more is better, unless `less` says otherwise."""
+        return "calls_s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race(Cell):
+    """Contestants in turns of a quarter of a second."""
+
+    load: Load
+    clients: int
+    backlog: int | None = None  # None: what the time needs
+    aging: float = 0
+    seconds: float | None = None
+    series: bool = False
+    in_place: bool = False
+
+    def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
+        backlog = self.backlog
+        if backlog is None:
+            backlog = waiting(self.load, self.seconds or arena.seconds)
+        return arena.race(
+            contestants,
+            self.load,
+            self.clients,
+            backlog,
+            seconds=self.seconds,
+            series=self.series,
+            aging=self.aging,
+            in_place=self.in_place,
+        )
+
+
+def waiting(load: Load, seconds: float) -> int:
+    """How many messages must wait so that nobody runs dry."""
+    if load.work == "enqueue":
+        return 0
+    if load.work == "steady":
+        return 10_000
+    rate = BACKLOG[min(n for n in BACKLOG if n >= load.n)]
+    return min(MOST_BACKLOG, int(rate * (seconds + WARM_SECONDS[64])))
+
+
+def race(name: str, load: Load, clients: int, contestants: str, **more: object) -> Race:
+    """A Race from a list of contestants with spaces between them."""
+    return Race(
+        name=f"{name} clients={clients}",
+        load=load,
+        clients=clients,
+        contestants=tuple(contestants.split()),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def quick() -> list[Cell]:
+    """The cells that matter: about ten minutes."""
+    cells: list[Cell] = []
+    for n, clients in (*((1, c) for c in (4, 16, 64)), (10, 16), (100, 16)):
+        cells.append(race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx"))
+    cells += [
+        race(
+            f"held-snapshot n={n}",
+            Load("drain", n),
+            16,
+            "mq:next@snapshot plain:tx@snapshot",
+            aging=60,
+            most_pairs=1,
+        )
+        for n in (1, 10, 100)
+    ]
+    cells += [
+        race("enqueue n=1", Load("enqueue", 1), 16, "mq bare"),
+        race("enqueue n=1000", Load("enqueue", 1000), 4, "mq bare:unnest bare:values"),
+    ]
+    return cells
+
+
+def full() -> list[Cell]:
+    """Everything, those of quick() first."""
+    cells = quick()
+    for n, clients in itertools.product((1, 10, 100, 1000), (1, 4, 16, 64, 256)):
+        load = Load("drain", n)
+        cells.append(race(f"drain n={n}", load, clients, "mq:next plain:tx"))
+        cells.append(
+            race(
+                f"drain-variants n={n}",
+                load,
+                clients,
+                "mq:next mq:tx mq:separate plain:next plain:tx plain:separate",
+            )
+        )
+        cells.append(race(f"steady n={n}", Load("steady", n), clients, "mq:next plain:tx"))
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        seen.setdefault(cell.name, cell)
+    return list(seen.values())

@@ -1,0 +1,86 @@
+"""What a queue must offer to be measured."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+
+from support.server import Server
+
+
+class Absent(Exception):
+    """A peer, or something else that a measurement needs, is not on this machine; the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is done with a queue.
+
+    work: `enqueue` puts n messages in, `drain` takes n out of a backlog and acks them, `steady` puts n in and takes
+    n out. payload: bytes of a message.
+    """
+
+    work: str
+    n: int = 1
+    payload: int = 200
+
+    def text(self) -> str:
+        """A JSON payload of that size, hexadecimal noise that hardly compresses."""
+        noise = random.Random(self.payload).randbytes(self.payload // 2 - 4).hex()
+        return f'{{"p": "{noise}"}}'
+
+    def json(self) -> str:
+        """SQL for it, a constant."""
+        return f"'{self.text()}'::jsonb"
+
+
+class Peer(ABC):
+    """A queue. It works in databases of its own, each with one queue that is called `b`."""
+
+    name: str
+    #: Ways to do a cycle; the first is the default.
+    variants: tuple[str, ...] = ("",)
+    #: More consumers than this it cannot have.
+    most_clients: int = 1_000_000
+
+    @abstractmethod
+    def version(self, server: Server) -> str:
+        """Which one it is. Raises: Absent."""
+
+    @abstractmethod
+    def install(self, server: Server, dbname: str, variant: str) -> None:
+        """Its objects, through its own code, and the queue `b`."""
+
+    @abstractmethod
+    def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
+        """`count` messages that wait to be taken."""
+
+    @abstractmethod
+    def script(self, load: Load, variant: str) -> str:
+        """pgbench's script for one cycle. Raises: Absent where the peer cannot do that."""
+
+    @abstractmethod
+    def left(self, conn: psycopg.Connection) -> int:
+        """How many messages wait or are claimed."""
+
+    def define(self) -> dict[str, str]:
+        """Variables of pgbench that a script begins with."""
+        return {}
+
+    def files(self, load: Load, variant: str) -> dict[str, str]:
+        """Files that a script reads in @folder@, where the server may read."""
+        return {}
+
+    def template(self, variant: str) -> str:
+        """Variants that can share a filled database give the same name here."""
+        return ""
+
+    @contextlib.contextmanager
+    def attended(self, server: Server, dbname: str, load: Load) -> Iterator[None]:
+        """Whatever else must run while the queue is used, a ticker for instance."""
+        yield

@@ -1,0 +1,105 @@
+"""mq itself."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import psycopg
+
+from bench.peers.base import Absent, Load, Peer
+from support.server import Server
+
+# Receipts of what could not be had are '0': pgbench knows no null.
+TAKE = "select coalesce(max(receipt), '0') as r from mq.dequeue('b', {n}) \\gset\n"
+ACK = "select mq.ack('b', :r) where :r::text <> '0';\n"
+CYCLES = {
+    # The receipt of one call is acknowledged by the next one.
+    "next": "select coalesce(max(receipt), '0') as r from mq.dequeue('b', {n}, ack => nullif(:r::text, '0')) \\gset\n",
+    "tx": f"begin;\n{TAKE}{ACK}commit;\n",
+    "separate": f"{TAKE}{ACK}",
+}
+NOTIFY = ("auto", "always", "never")
+
+
+class Mq(Peer):
+    """`next`: dequeue acks the receipt of the call before; `tx`: dequeue and ack in one transaction; `separate`: in two.
+
+    For enqueue the variant says how the queue notifies, and whether messages are copied into the inbox.
+    """
+
+    name = "mq"
+    variants = (*CYCLES, *NOTIFY, "copy")
+
+    def version(self, server: Server) -> str:
+        from mqctl import source
+
+        return source.load().version
+
+    def install(self, server: Server, dbname: str, variant: str) -> None:
+        from mqctl import migrate
+
+        with server.connect(dbname) as conn:
+            migrate.install(conn)
+            notify = variant if variant in NOTIFY else "auto"
+            conn.execute("select mq.create_queue('b', notify => %s)", (notify,))
+
+    def template(self, variant: str) -> str:
+        return variant if variant in NOTIFY[1:] else ""
+
+    def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
+        conn.execute("set synchronous_commit = off")
+        for done in range(0, count, 100_000):
+            conn.execute(
+                f"""select count(*) from (
+                        select mq.enqueue_batch('b', array_fill({load.json()}, array[{min(1000, count)}]))
+                        from generate_series(1, {max(1, min(100_000, count - done) // 1000)})) as x""".encode()
+            )
+
+    def script(self, load: Load, variant: str) -> str:
+        if variant == "copy":
+            return "copy mq.inbox (queue, payload) from '@folder@/inbox';\n"
+        if load.n == 1:
+            enqueue = f"select mq.enqueue('b', {load.json()});\n"
+        else:
+            enqueue = f"select count(*) from mq.enqueue_batch('b', array_fill({load.json()}, array[{load.n}]));\n"
+        if load.work == "enqueue":
+            return enqueue
+        if variant not in CYCLES:
+            raise Absent(f"mq has no cycle called {variant}")
+        cycle = CYCLES[variant].format(n=load.n)
+        return enqueue + cycle if load.work == "steady" else cycle
+
+    def files(self, load: Load, variant: str) -> dict[str, str]:
+        return {"inbox": f"b\t{load.text()}\n" * load.n} if variant == "copy" else {}
+
+    @contextlib.contextmanager
+    def attended(self, server: Server, dbname: str, load: Load) -> Iterator[None]:
+        """In a steady state somebody must call maintain()."""
+        if load.work != "steady":
+            yield
+            return
+        over = threading.Event()
+
+        def maintain() -> None:
+            with server.connect(dbname, application_name="maintain") as conn:
+                while not over.wait(5):
+                    with contextlib.suppress(psycopg.errors.OperationalError):
+                        conn.execute("select * from mq.maintain('b')")
+
+        thread = threading.Thread(target=maintain, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def define(self) -> dict[str, str]:
+        return {"r": "0"}
+
+    def left(self, conn: psycopg.Connection) -> int:
+        row = conn.execute("select ready + leased + deferred from mq.queue_stats('b')").fetchone()
+        assert row is not None
+        return int(row[0])

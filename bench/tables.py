@@ -1,0 +1,89 @@
+"""Results as tables: on the terminal (rich) and as Markdown."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from bench.results import CellResults, Results
+
+COLUMNS = {
+    "calls_s": ("calls/s", ",.0f"),
+    "messages_s": ("messages/s", ",.0f"),
+    "p50_ms": ("p50 ms", ",.2f"),
+    "p99_ms": ("p99 ms", ",.2f"),
+    "cpu_us": ("CPU us/call", ",.0f"),
+    "wal_bytes": ("WAL bytes", ",.0f"),
+    "wal_records": ("WAL records", ",.1f"),
+    "commits": ("commits", ",.3f"),
+    "dead_tuples": ("dead rows", ",.0f"),
+    "full": ("full", ".2f"),
+}
+TITLES = ("cell", "contestant", "ratio", "range", *(title for title, _ in COLUMNS.values()))
+
+
+def rows(results: Results) -> list[list[str]]:
+    """A row for each contestant of each cell; the ratio is the first one's figure by this one's."""
+    found = []
+    for name, cell in results.items():
+        for i, contestant in enumerate(cell.contestants()):
+            found.append(
+                [
+                    name if i == 0 else "",
+                    contestant,
+                    *_ratio(cell, contestant, i == 0),
+                    *_figures(cell, contestant),
+                ]
+            )
+        for contestant, reason in cell.absent.items():
+            found.append(
+                [
+                    name if not cell.rounds else "",
+                    contestant,
+                    "absent",
+                    reason.splitlines()[0][:60],
+                    *[""] * len(COLUMNS),
+                ]
+            )
+    return found
+
+
+def _ratio(cell: CellResults, contestant: str, is_first: bool) -> tuple[str, str]:
+    ratios = cell.ratios(contestant)
+    if is_first or not ratios:
+        return "", ""
+    middle = cell.ratio(contestant)
+    return f"{middle:.2f}", f"{min(ratios):.2f}-{max(ratios):.2f} ({len(ratios)})"
+
+
+def _figures(cell: CellResults, contestant: str) -> list[str]:
+    found = []
+    for what, (_, form) in COLUMNS.items():
+        value = cell.middle(contestant, what)
+        found.append("" if value is None else format(value, form))
+    return found
+
+
+def table(results: Results) -> Table:
+    """For a terminal."""
+    view = Table(title="first contestant's figure by the others', median of the rounds")
+    body = rows(results)
+    for i in _used(body):
+        view.add_column(TITLES[i], justify="left" if i < 2 else "right", overflow="fold")
+    for row in body:
+        if row[0]:
+            view.add_section()
+        view.add_row(*(row[i] for i in _used(body)))
+    return view
+
+
+def markdown(results: Results) -> str:
+    """For docs."""
+    body = rows(results)
+    used = _used(body)
+    lines = [[TITLES[i] for i in used], ["---" if i < 2 else "--:" for i in used]]
+    lines += [[row[i] for i in used] for row in body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _used(body: list[list[str]]) -> list[int]:
+    return [i for i in range(len(TITLES)) if any(row[i] for row in body)]
