@@ -26,7 +26,7 @@ sys.path[:0] = [str(REPO / "python"), str(REPO / "tests")]
 
 from rich.console import Console  # noqa: E402
 
-from bench import cells, tables  # noqa: E402
+from bench import matrix, tables  # noqa: E402
 from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
 from bench.cells import Cell  # noqa: E402
 from bench.peers import Absent  # noqa: E402
@@ -180,7 +180,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    wanted = cells.full() if options.full or options.cell or options.list else cells.quick()
+    wanted = matrix.full() if options.full or options.cell or options.list else matrix.quick()
     if options.cell:
         patterns = options.cell.split(",")
         wanted = [

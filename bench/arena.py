@@ -9,8 +9,6 @@ contestant's own turns after the warm-up.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -25,6 +23,7 @@ from bench.peers import Absent, Load, Peer
 from bench.pgbench import Done, Turn, arguments, count
 from support.server import Server
 
+REPO = Path(__file__).resolve().parents[1]
 TURN = 0.25
 # Durable, with enough memory, and without the noise of a checkpoint in the middle of a short run.
 SETTINGS = {
@@ -160,7 +159,7 @@ class Arena:
                 if series and number % (20 * len(order)) == 0:
                     for c, name in names.items():
                         samples[c].append((round(time.time() - begin, 1), self._dead(name)))
-            cpu = {c: self._cpu(name) for c, name in names.items()}
+            cpu = {c: self.cpu(name, "pgbench") for c, name in names.items()}
             found = {}
             for program in running.values():
                 program.send_signal(signal.SIGCONT)
@@ -242,12 +241,9 @@ class Arena:
         batch = replace(load, work="steady", n=10)
         running = []
         for c, name in names.items():
-            script = self._script(c, batch, folder / f"{name}-aging.sql")
-            running.append(
-                self._pgbench(
-                    c, name, script, 4, seconds, ["--rate", "200", "--latency-limit", "100"]
-                )
-            )
+            script = self.script(c, batch, folder / f"{name}-aging.sql")
+            more = ["--time", str(round(seconds)), "--rate", "200", "--latency-limit", "100"]
+            running.append(self.run_pgbench(c, name, script, 4, more))
         for program in running:
             _, stderr = program.communicate(timeout=seconds + 120)
             if program.returncode != 0:
@@ -262,31 +258,27 @@ class Arena:
         seconds: float,
         folder: Path,
     ) -> subprocess.Popen[str]:
-        script = self._script(contestant, load, folder / f"{name}.sql")
-        log = ["--log", "--log-prefix", str(folder / name)]
-        return self._pgbench(contestant, name, script, clients, seconds, log)
+        script = self.script(contestant, load, folder / f"{name}.sql")
+        more = ["--time", str(round(seconds)), "--log", "--log-prefix", str(folder / name)]
+        return self.run_pgbench(contestant, name, script, clients, more)
 
-    def _script(self, contestant: Contestant, load: Load, path: Path) -> Path:
+    def script(self, contestant: Contestant, load: Load, path: Path) -> Path:
         for name, content in contestant.peer.files(load, contestant.variant).items():
             (self.server.folder / name).write_text(content)
         script = contestant.peer.script(load, contestant.variant)
         path.write_text(script.replace("@folder@", str(self.server.folder)))
         return path
 
-    def _pgbench(
-        self,
-        contestant: Contestant,
-        name: str,
-        script: Path,
-        clients: int,
-        seconds: float,
-        more: list[str],
+    def run_pgbench(
+        self, contestant: Contestant, name: str, script: Path, clients: int, more: list[str]
     ) -> subprocess.Popen[str]:
+        """pgbench as everybody gets it, with more arguments."""
         return subprocess.Popen(
             [
                 str(self.pgbench),
                 *arguments(script, clients, contestant.peer.define()),
-                *("--time", str(round(seconds)), *more, name),
+                *more,
+                name,
             ],
             env=self.server.env(name),
             stdout=subprocess.DEVNULL,
@@ -308,18 +300,45 @@ class Arena:
             found = row.fetchone()
             return int(found[0]) if found else 0
 
-    def _cpu(self, name: str) -> float:
-        """Seconds of processor that the sessions of a database have used so far."""
+    def cpu(self, name: str, application: str) -> float:
+        """Seconds of processor that sessions of a database have used so far."""
         total = 0.0
+        for pid in self._sessions(name, application):
+            with contextlib.suppress(OSError):
+                total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return total
+
+    def memory(self, name: str, application: str) -> int:
+        """Kilobytes of private memory of sessions of a database."""
+        total = 0
+        for pid in self._sessions(name, application):
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Private_"):
+                        total += int(line.split()[1])
+        return total
+
+    def _sessions(self, name: str, application: str) -> list[int]:
         with self.server.connect() as conn:
             found = conn.execute(
-                "select pid from pg_stat_activity where datname = %s and application_name = 'pgbench'",
-                (name,),
+                "select pid from pg_stat_activity where datname = %s and application_name = %s",
+                (name, application),
             )
-            for (pid,) in found.fetchall():
-                with contextlib.suppress(OSError):
-                    total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-        return total
+            return [row[0] for row in found.fetchall()]
+
+    @contextlib.contextmanager
+    def database(self, contestant: Contestant, load: Load) -> Iterator[str]:
+        """An empty queue of its own, with whatever attends to it, for the length of a `with`."""
+        name = "run_solo"
+        with self.server.connect() as conn:
+            conn.execute("checkpoint")
+        self._prepare(contestant, load, 0, name, in_place=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.server.drop_database, name)
+            if contestant.scenario != "clean":
+                stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
+            stack.enter_context(contestant.peer.attended(self.server, name, load))
+            yield name
 
     @contextlib.contextmanager
     def set(self, settings: Mapping[str, str]) -> Iterator[None]:
@@ -351,12 +370,3 @@ def arena(name: str, seconds: float, settings: Mapping[str, str] | None = None) 
     """A server called `name` (support.binaries), started and stopped here."""
     with Server(name, durable=True, settings=SETTINGS | dict(settings or {})) as server:
         yield Arena(server, seconds)
-
-
-def room(server: Server) -> int:
-    """Bytes free where the server keeps its data."""
-    return shutil.disk_usage(server.folder).free
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

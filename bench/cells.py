@@ -1,8 +1,7 @@
-"""What is measured: the cells, their names, and which of them matter."""
+"""What a cell is, and the race: contestants that take turns."""
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -86,47 +85,3 @@ def race(name: str, load: Load, clients: int, contestants: str, **more: object) 
         contestants=tuple(contestants.split()),
         **more,  # type: ignore[arg-type]
     )
-
-
-def quick() -> list[Cell]:
-    """The cells that matter: about ten minutes."""
-    cells: list[Cell] = []
-    for n, clients in (*((1, c) for c in (4, 16, 64)), (10, 16), (100, 16)):
-        cells.append(race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx"))
-    cells += [
-        race(
-            f"held-snapshot n={n}",
-            Load("drain", n),
-            16,
-            "mq:next@snapshot plain:tx@snapshot",
-            aging=60,
-            most_pairs=1,
-        )
-        for n in (1, 10, 100)
-    ]
-    cells += [
-        race("enqueue n=1", Load("enqueue", 1), 16, "mq bare"),
-        race("enqueue n=1000", Load("enqueue", 1000), 4, "mq bare:unnest bare:values"),
-    ]
-    return cells
-
-
-def full() -> list[Cell]:
-    """Everything, those of quick() first."""
-    cells = quick()
-    for n, clients in itertools.product((1, 10, 100, 1000), (1, 4, 16, 64, 256)):
-        load = Load("drain", n)
-        cells.append(race(f"drain n={n}", load, clients, "mq:next plain:tx"))
-        cells.append(
-            race(
-                f"drain-variants n={n}",
-                load,
-                clients,
-                "mq:next mq:tx mq:separate plain:next plain:tx plain:separate",
-            )
-        )
-        cells.append(race(f"steady n={n}", Load("steady", n), clients, "mq:next plain:tx"))
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        seen.setdefault(cell.name, cell)
-    return list(seen.values())

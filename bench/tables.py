@@ -12,10 +12,14 @@ COLUMNS = {
     "p50_ms": ("p50 ms", ",.2f"),
     "p99_ms": ("p99 ms", ",.2f"),
     "cpu_us": ("CPU us/call", ",.0f"),
-    "wal_bytes": ("WAL bytes", ",.0f"),
-    "wal_records": ("WAL records", ",.1f"),
-    "commits": ("commits", ",.3f"),
+    "wal_bytes": ("WAL bytes/message", ",.0f"),
+    "enqueue_wal_bytes": ("of enqueue", ",.0f"),
+    "cycle_wal_bytes": ("of claim, ack", ",.0f"),
+    "wal_records": ("WAL records/message", ",.1f"),
+    "commits": ("commits/message", ",.3f"),
     "dead_tuples": ("dead rows", ",.0f"),
+    "server_cpu_ms_s": ("CPU ms/s", ",.1f"),
+    "private_kb_each": ("private kB/session", ",.0f"),
     "full": ("full", ".2f"),
 }
 TITLES = ("cell", "contestant", "ratio", "range", *(title for title, _ in COLUMNS.values()))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psycopg
 
+from bench.tally import Tally
 from support.server import Server
 
 
@@ -37,6 +39,10 @@ class Load:
     def json(self) -> str:
         """SQL for it, a constant."""
         return f"'{self.text()}'::jsonb"
+
+
+STAMPED = f"jsonb_build_object('t', extract(epoch from clock_timestamp()), 'p', '{'x' * 160}')"
+"""SQL for a payload that says when it was made."""
 
 
 class Peer(ABC):
@@ -79,6 +85,27 @@ class Peer(ABC):
     def template(self, variant: str) -> str:
         """Variants that can share a filled database give the same name here."""
         return ""
+
+    def stamped(self, variant: str) -> str:
+        """pgbench's script that enqueues one message with the time in `t`. Raises: Absent."""
+        raise Absent(f"{self.name} is not driven through its own consumer here")
+
+    def consumer(self, dsn: str, variant: str, concurrency: int, n: int) -> list[str]:
+        """The command of a process that consumes as bench/tally.py says; n: at most so many a claim."""
+        return [
+            sys.executable,
+            "-m",
+            "bench.tally",
+            self.name,
+            dsn,
+            variant,
+            str(concurrency),
+            str(n),
+        ]
+
+    def consume(self, dsn: str, variant: str, concurrency: int, n: int, tally: Tally) -> None:
+        """What that process does until it is told to stop."""
+        raise NotImplementedError
 
     @contextlib.contextmanager
     def attended(self, server: Server, dbname: str, load: Load) -> Iterator[None]:

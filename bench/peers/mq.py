@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import psycopg
 
-from bench.peers.base import Absent, Load, Peer
+from bench.peers.base import STAMPED, Absent, Load, Peer
+from bench.tally import Tally
 from support.server import Server
 
 # Receipts of what could not be had are '0': pgbench knows no null.
@@ -21,6 +23,8 @@ CYCLES = {
     "separate": f"{TAKE}{ACK}",
 }
 NOTIFY = ("auto", "always", "never")
+TEN_MS = timedelta(milliseconds=10)
+SECOND = timedelta(seconds=1)
 
 
 class Mq(Peer):
@@ -70,6 +74,19 @@ class Mq(Peer):
             raise Absent(f"mq has no cycle called {variant}")
         cycle = CYCLES[variant].format(n=load.n)
         return enqueue + cycle if load.work == "steady" else cycle
+
+    def stamped(self, variant: str) -> str:
+        return f"select mq.enqueue('b', {STAMPED});\n"
+
+    def consume(self, dsn: str, variant: str, concurrency: int, n: int, tally: Tally) -> None:
+        """One consumer of the Python client. `never`: it looks every 10 ms."""
+        import mq
+
+        poll_min, poll_max = (TEN_MS, TEN_MS) if variant == "never" else (SECOND, 10 * SECOND)
+        with mq.consume(dsn, "b", n=n, poll_min=poll_min, poll_max=poll_max) as consumer:
+            for batch in consumer.batches():
+                for delivery in batch:
+                    tally.add(delivery.payload)
 
     def files(self, load: Load, variant: str) -> dict[str, str]:
         return {"inbox": f"b\t{load.text()}\n" * load.n} if variant == "copy" else {}

@@ -1,0 +1,85 @@
+"""Which cells there are, and which of them matter."""
+
+from __future__ import annotations
+
+import itertools
+
+from bench.cells import Cell, race
+from bench.peers import Load
+from bench.solo import Idle, Latency, Own, Wal
+
+SIZES = (1, 10, 100, 1000)
+CLIENTS = (1, 4, 16, 64, 256)
+MODES = "mq:auto mq:always mq:never"
+VARIANTS = "mq:next mq:tx mq:separate plain:tx plain:next plain:separate"
+# A commit takes so many microseconds longer.
+DELAYS = {"1ms": 900, "5ms": 4900}
+
+
+def quick() -> list[Cell]:
+    """The cells that matter: about ten minutes."""
+    cells: list[Cell] = [
+        race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx")
+        for n, clients in (*((1, c) for c in (4, 16, 64)), (10, 16), (100, 16))
+    ]
+    cells += [
+        race("enqueue n=1", Load("enqueue", 1), 16, "mq bare"),
+        race("enqueue n=1000", Load("enqueue", 1000), 4, "mq bare:unnest bare:values"),
+        wal(1, 8_000),
+        wal(100, 80_000),
+        latency(1000),
+    ]
+    cells += [
+        race(
+            f"held-snapshot n={n}",
+            Load("drain", n),
+            16,
+            "mq:next@snapshot plain:tx@snapshot",
+            aging=60,
+            most_pairs=1,
+        )
+        for n in (1, 10, 100)
+    ]
+    return cells
+
+
+def wal(n: int, messages: int) -> Wal:
+    return Wal(
+        name=f"wal n={n}",
+        n=n,
+        messages=messages,
+        contestants=("mq:next", "plain:tx", "bare"),
+        most_pairs=2,
+    )
+
+
+def latency(rate: int) -> Latency:
+    return Latency(name=f"latency rate={rate}", rate=rate, contestants=tuple(MODES.split()))
+
+
+def full() -> list[Cell]:
+    """Everything, those of quick() first."""
+    cells = quick()
+    for n, clients in itertools.product(SIZES, CLIENTS):
+        cells += [
+            race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx"),
+            race(f"steady n={n}", Load("steady", n), clients, "mq:next plain:tx"),
+        ]
+    for n, clients in itertools.product(SIZES, CLIENTS):
+        enqueue = MODES if n == 1 else f"{MODES} mq:copy"
+        yardsticks = "bare" if n == 1 else "bare:unnest bare:values bare:copy"
+        cells += [
+            race(f"drain-variants n={n}", Load("drain", n), clients, VARIANTS),
+            race(f"enqueue n={n}", Load("enqueue", n), clients, "mq bare"),
+            race(f"enqueue-variants n={n}", Load("enqueue", n), clients, f"{enqueue} {yardsticks}"),
+        ]
+    cells += [wal(n, messages) for n, messages in ((10, 20_000), (1000, 200_000))]
+    cells += [latency(rate) for rate in (100, 5000)]
+    cells.append(Idle(name="idle sleepers=1000", contestants=("mq",)))
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        seen.setdefault(cell.name, cell)
+    return list(seen.values())
+
+
+__all__ = ["Own", "full", "quick"]
