@@ -25,11 +25,12 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO / "python"), str(REPO / "tests")]
 
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 
 from bench import matrix, tables  # noqa: E402
 from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
 from bench.cells import Cell  # noqa: E402
-from bench.peers import Absent  # noqa: E402
+from bench.peers import Absent, Failed  # noqa: E402
 from bench.results import Store  # noqa: E402
 from support.binaries import Unavailable  # noqa: E402
 
@@ -64,7 +65,7 @@ def run(
                 if known and name in known.absent:
                     continue
                 try:
-                    contestant.peer.version(place.server)
+                    cell.check(place, contestant)
                     contestants.append(contestant)
                 except Absent as absent:
                     note_absent(store, cell, name, str(absent))
@@ -82,13 +83,14 @@ def one(
     console: Console,
 ) -> None:
     load = round(os.getloadavg()[0], 1)
-    try:
-        found = cell.run(place, contestants)
-    except Absent as absent:
-        for contestant in contestants:
-            note_absent(store, cell, str(contestant), str(absent))
-        console.print(f"[yellow]{cell.name}: absent: {absent}[/]")
-        return
+    found: dict[str, Any] = {}
+    while contestants and not found:
+        try:
+            found = cell.run(place, contestants)
+        except Failed as failed:
+            note_absent(store, cell, failed.contestant, str(failed))
+            console.print(f"[red]{cell.name}: {escape(str(failed))}[/]")
+            contestants = [c for c in contestants if str(c) != failed.contestant]
     for name, figures in found.items():
         store.add(
             {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import peers, scenarios
-from bench.peers import Absent, Load, Peer
+from bench.peers import Absent, Failed, Load, Peer
 from bench.pgbench import Done, Turn, arguments, count
 from support.server import Server
 
@@ -166,9 +166,11 @@ class Arena:
             for c, program in running.items():
                 _, stderr = program.communicate(timeout=120)
                 if program.returncode != 0:
-                    raise RuntimeError(f"{c}: pgbench ended with {program.returncode}\n{stderr}")
+                    raise Failed(str(c), stderr)
                 done = count(folder, names[c], turns[c], _warm(clients))
-                found[str(c)] = self._figures(c, names[c], load, done, cpu[c], before[c], series)
+                found[str(c)] = self._figures(
+                    c, names[c], load, clients, done, cpu[c], before[c], series
+                )
                 if series:
                     found[str(c)]["dead_series"] = samples[c]
         return found
@@ -178,6 +180,7 @@ class Arena:
         contestant: Contestant,
         name: str,
         load: Load,
+        clients: int,
         done: Done,
         cpu: float,
         before: int,
@@ -188,6 +191,7 @@ class Arena:
             "calls_s": round(done.calls / done.seconds, 1),
             "messages_s": round(load.n * done.calls / done.seconds),
             "calls": done.calls,
+            "clients": min(clients, contestant.peer.most_clients),
             "p50_ms": done.percentile(50),
             "p95_ms": done.percentile(95),
             "p99_ms": done.percentile(99),
@@ -243,11 +247,11 @@ class Arena:
         for c, name in names.items():
             script = self.script(c, batch, folder / f"{name}-aging.sql")
             more = ["--time", str(round(seconds)), "--rate", "200", "--latency-limit", "100"]
-            running.append(self.run_pgbench(c, name, script, 4, more))
-        for program in running:
+            running.append(self.run_pgbench(c, name, script, min(4, c.peer.most_clients), more))
+        for c, program in zip(names, running, strict=True):
             _, stderr = program.communicate(timeout=seconds + 120)
             if program.returncode != 0:
-                raise RuntimeError(f"aging: pgbench ended with {program.returncode}\n{stderr}")
+                raise Failed(str(c), stderr)
 
     def _start(
         self,
@@ -259,6 +263,7 @@ class Arena:
         folder: Path,
     ) -> subprocess.Popen[str]:
         script = self.script(contestant, load, folder / f"{name}.sql")
+        clients = min(clients, contestant.peer.most_clients)
         more = ["--time", str(round(seconds)), "--log", "--log-prefix", str(folder / name)]
         return self.run_pgbench(contestant, name, script, clients, more)
 

@@ -23,6 +23,10 @@ class Cell(ABC):
     #: Rounds that are enough for it, where it takes long.
     most_pairs: int = 5
 
+    def check(self, arena: Arena, contestant: Contestant) -> None:
+        """Whether it can take part. Raises: Absent."""
+        contestant.peer.version(arena.server)
+
     @abstractmethod
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         """One round, figures by contestant."""
@@ -49,6 +53,11 @@ class Race(Cell):
     seconds: float | None = None
     series: bool = False
     in_place: bool = False
+
+    def check(self, arena: Arena, contestant: Contestant) -> None:
+        contestant.peer.version(arena.server)
+        contestant.peer.prepare(arena.server, self.load)
+        contestant.peer.script(self.load, contestant.variant)
 
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         backlog = self.backlog

@@ -12,6 +12,8 @@ SIZES = (1, 10, 100, 1000)
 CLIENTS = (1, 4, 16, 64, 256)
 MODES = "mq:auto mq:always mq:never"
 VARIANTS = "mq:next mq:tx mq:separate plain:tx plain:next plain:separate"
+EVERYBODY = "mq:next plain:tx pgq procrastinate pgqueuer graphile-worker pg-boss"
+WORKERS = "mq:auto pgq procrastinate pgqueuer graphile-worker pg-boss"
 # A commit takes so many microseconds longer.
 DELAYS = {"1ms": 900, "5ms": 4900}
 
@@ -40,6 +42,23 @@ def quick() -> list[Cell]:
         )
         for n in (1, 10, 100)
     ]
+    return cells
+
+
+def peers() -> list[Cell]:
+    """Everybody, on the server and through their own consumers."""
+    cells: list[Cell] = [
+        race(f"peers-steady n={n}", Load("steady", n), clients, EVERYBODY, backlog=1000)
+        for n, clients in ((1, 16), (10, 16), (100, 4))
+    ]
+    cells.append(race("peers-enqueue n=1", Load("enqueue"), 16, EVERYBODY))
+    cells += [
+        Own(name=f"peers-own n={n}", n=n, concurrency=16, contestants=tuple(WORKERS.split()))
+        for n in (1, 100)
+    ]
+    cells.append(
+        Latency(name="peers-latency rate=100", rate=100, n=1, contestants=tuple(WORKERS.split()))
+    )
     return cells
 
 
@@ -73,6 +92,7 @@ def full() -> list[Cell]:
             race(f"enqueue n={n}", Load("enqueue", n), clients, "mq bare"),
             race(f"enqueue-variants n={n}", Load("enqueue", n), clients, f"{enqueue} {yardsticks}"),
         ]
+    cells += peers()
     cells += [wal(n, messages) for n, messages in ((10, 20_000), (1000, 200_000))]
     cells += [latency(rate) for rate in (100, 5000)]
     cells.append(Idle(name="idle sleepers=1000", contestants=("mq",)))

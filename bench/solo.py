@@ -17,7 +17,7 @@ import psycopg
 
 from bench.arena import REPO, Arena, Contestant, Figures
 from bench.cells import Cell
-from bench.peers import Absent, Load
+from bench.peers import Absent, Failed, Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,12 @@ class Wal(Cell):
     @property
     def key(self) -> str:
         return "wal_bytes"
+
+    def check(self, arena: Arena, contestant: Contestant) -> None:
+        contestant.peer.version(arena.server)
+        for load in (Load("enqueue", self.n), Load("drain", self.n)):
+            contestant.peer.prepare(arena.server, load)
+        contestant.peer.script(Load("enqueue", self.n), contestant.variant)
 
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         found = {}
@@ -53,19 +59,20 @@ class Wal(Cell):
     ) -> dict[str, float]:
         """Of all messages in, or out, per message."""
         load = Load(work, self.n, self.payload)
-        calls = self.messages // self.n // self.clients
+        clients = min(self.clients, contestant.peer.most_clients)
+        calls = self.messages // self.n // clients
         with tempfile.TemporaryDirectory(prefix="mq-bench-") as folder:
             script = arena.script(contestant, load, Path(folder) / "script.sql")
             before = _spent(arena, name)
             program = arena.run_pgbench(
-                contestant, name, script, self.clients, ["--transactions", str(calls)]
+                contestant, name, script, clients, ["--transactions", str(calls)]
             )
             _, stderr = program.communicate(timeout=600)
         if program.returncode != 0:
-            raise RuntimeError(f"{contestant}: pgbench ended with {program.returncode}\n{stderr}")
+            raise Failed(str(contestant), stderr)
         time.sleep(0.2)
         after = _spent(arena, name)
-        return {k: (after[k] - before[k]) / (calls * self.clients * self.n) for k in after}
+        return {k: (after[k] - before[k]) / (calls * clients * self.n) for k in after}
 
 
 def _spent(arena: Arena, name: str) -> dict[str, float]:
@@ -92,6 +99,10 @@ class Latency(Cell):
     def key(self) -> str:
         return "p50_ms"
 
+    def check(self, arena: Arena, contestant: Contestant) -> None:
+        contestant.peer.version(arena.server)
+        contestant.peer.stamped(contestant.variant)
+
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         found = {}
         for contestant in contestants:
@@ -113,7 +124,7 @@ class Latency(Cell):
             )
             _, stderr = producer.communicate(timeout=arena.seconds + 120)
             if producer.returncode != 0:
-                raise RuntimeError(f"{contestant}: pgbench\n{stderr}")
+                raise Failed(str(contestant), stderr)
         return report
 
 
@@ -129,10 +140,13 @@ class Own(Cell):
     def key(self) -> str:
         return "messages_s"
 
+    def check(self, arena: Arena, contestant: Contestant) -> None:
+        contestant.peer.version(arena.server)
+        contestant.peer.stamped(contestant.variant)
+
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         found = {}
         for contestant in contestants:
-            contestant.peer.stamped(contestant.variant)  # or Absent
             with arena.database(contestant, Load("enqueue")) as name:
                 with arena.server.connect(name) as conn:
                     contestant.peer.fill(conn, Load("drain"), self.messages)
@@ -152,6 +166,7 @@ def consuming(
     report: dict[str, Any] = {}
     program = subprocess.Popen(
         contestant.peer.consumer(arena.server.dsn(name), contestant.variant, concurrency, n),
+        env=arena.server.env(name),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -166,7 +181,7 @@ def consuming(
         stdout, stderr = program.communicate(timeout=60)
         lines = [line for line in stdout.splitlines() if line.startswith("{")]
         if not lines:
-            raise RuntimeError(f"{contestant}: its consumer said nothing\n{stdout}{stderr}")
+            raise Failed(str(contestant), f"its consumer said nothing\n{stdout}{stderr}")
         report.update(json.loads(lines[-1]))
     finally:
         if program.poll() is None:

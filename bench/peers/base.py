@@ -19,6 +19,14 @@ class Absent(Exception):
     """A peer, or something else that a measurement needs, is not on this machine; the reason."""
 
 
+class Failed(Exception):
+    """A contestant was there and did not work."""
+
+    def __init__(self, contestant: str, said: str) -> None:
+        super().__init__(f"{contestant} failed: {said.strip()[-2000:]}")
+        self.contestant = contestant
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What is done with a queue.
@@ -51,7 +59,7 @@ class Peer(ABC):
     name: str
     #: Ways to do a cycle; the first is the default.
     variants: tuple[str, ...] = ("",)
-    #: More consumers than this it cannot have.
+    #: More consumers than this it cannot have; it gets no more then.
     most_clients: int = 1_000_000
 
     @abstractmethod
@@ -61,6 +69,9 @@ class Peer(ABC):
     @abstractmethod
     def install(self, server: Server, dbname: str, variant: str) -> None:
         """Its objects, through its own code, and the queue `b`."""
+
+    def prepare(self, server: Server, load: Load) -> None:  # noqa: B027
+        """Whatever `script` needs to know beforehand; mostly nothing."""
 
     @abstractmethod
     def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:

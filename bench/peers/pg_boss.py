@@ -1,0 +1,78 @@
+"""pg-boss (npm): the statements that fetch() and complete() send, and these methods themselves."""
+
+from __future__ import annotations
+
+import psycopg
+
+from bench.peers import node
+from bench.peers.base import Load, Peer
+from bench.peers.captured import ids_of, inlined, literal
+from support.server import Server, database
+
+PACKAGE = "pg-boss"
+STAMP = "jsonb_build_object('t', extract(epoch from clock_timestamp()), 'p', repeat('x', 160))"
+
+
+class PgBoss(Peer):
+    """fetch (batchSize n) and complete, which keeps the jobs until its maintenance archives them."""
+
+    name = "pg-boss"
+
+    def __init__(self) -> None:
+        self._said: dict[int, dict[str, dict[str, object]]] = {}
+
+    def version(self, server: Server) -> str:
+        return node.version(PACKAGE)
+
+    def install(self, server: Server, dbname: str, variant: str) -> None:
+        node.run(PACKAGE, server, dbname, "install")
+
+    def prepare(self, server: Server, load: Load) -> None:
+        """Watches what it sends for one job, and for n."""
+        name = "pg_boss_watched"
+        for n in {1, load.n} - self._said.keys():
+            with database(server, name):
+                node.run(PACKAGE, server, name, "install")
+                self._said[n] = node.run(PACKAGE, server, name, "statements", str(n))
+
+    def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
+        conn.execute("set synchronous_commit = off")
+        for _ in range(0, count, 1000):
+            conn.execute(self._insert(load, min(1000, count)).encode())
+        conn.execute("vacuum analyze")
+
+    def script(self, load: Load, variant: str) -> str:
+        put = f"{self._send(load.json()) if load.n == 1 else self._insert(load, load.n)};\n"
+        if load.work == "enqueue":
+            return put
+        said = self._said[load.n]
+        claim = inlined(str(said["claim"]["text"]), ["'b'", str(load.n)])
+        done = inlined(str(said["complete"]["text"]), ["'b'", ":ids", "null"])
+        cycle = f"{ids_of(claim)}\\if :got > 0\n{done};\n\\endif\n"
+        return put + cycle if load.work == "steady" else cycle
+
+    def _send(self, payload: str) -> str:
+        return self._put("send", payload)
+
+    def _insert(self, load: Load, n: int) -> str:
+        one = f"jsonb_build_object('name', 'b', 'data', {load.json()})"
+        return self._put("insert", f"to_json(array_fill({one}, array[{n}]))")
+
+    def _put(self, how: str, data: str) -> str:
+        said = self._said[1][how]
+        values = said["values"]
+        assert isinstance(values, list)
+        texts = [data if "mark" in str(value) else literal(value) for value in values]
+        return inlined(str(said["text"]), texts)
+
+    def left(self, conn: psycopg.Connection) -> int:
+        row = conn.execute(
+            "select count(*) from pgboss.job where name = 'b' and state < 'completed'"
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def stamped(self, variant: str) -> str:
+        return f"{self._send(STAMP)};\n"
+
+    def consumer(self, dsn: str, variant: str, concurrency: int, n: int) -> list[str]:
+        return node.command(PACKAGE, "consume", str(concurrency), str(n))
