@@ -95,10 +95,11 @@ comment on table mq.survivor is 'Messages under leases that outlived their segme
 
 create table mq.tally (
     queue_id  int not null,
+    tally_id  bigint generated always as identity,
     delivered bigint not null,
-    settled   bigint not null
+    settled   bigint not null,
+    constraint tally_pkey primary key (queue_id, tally_id)
 );
-create index tally_queue on mq.tally (queue_id);
 comment on table mq.tally is 'Deliveries and settlements of what is gone, for queue_stats: the sum of a queue''s rows, which upkeep makes one.';
 
 create type mq.delivery as (
