@@ -216,7 +216,16 @@ def main() -> int:
             console.print(f"interrupted; --out {store.path} goes on")
     console.print(tables.table(store.results))
     store.path.with_suffix(".md").write_text(tables.markdown(store.results))
-    console.print(f"{store.path}, and .md beside it")
+    try:
+        from bench import plots
+    except ImportError:
+        console.print("no plots: pip install 'mqctl[bench]' (matplotlib)")
+        made = []
+    else:
+        made = plots.draw(store.results, store.path.with_suffix(""))
+    console.print(
+        f"written: {', '.join(str(p) for p in (store.path, store.path.with_suffix('.md'), *made))}"
+    )
     return 0
 
 

@@ -39,7 +39,6 @@ SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    "commit_delay": "0",
     "commit_siblings": "0",
 }
 # A session's first calls compile its functions and fill its caches, on two cores for all of them.
@@ -63,7 +62,11 @@ class Contestant:
         name, _, variant = rest.partition(":")
         if name not in peers.ALL:
             raise ValueError(f"no peer is called {name} ({', '.join(peers.ALL)})")
+        if (scenario or "clean") not in scenarios.ALL:
+            raise ValueError(f"no scenario is called {scenario} ({', '.join(scenarios.ALL)})")
         peer = peers.ALL[name]
+        if variant and variant not in peer.variants:
+            raise ValueError(f"{name} has no variant {variant} ({', '.join(peer.variants)})")
         return cls(peer, variant or peer.variants[0], scenario or "clean")
 
     def __str__(self) -> str:
@@ -108,10 +111,9 @@ class Arena:
                 conn.execute("checkpoint")
             for contestant, name in names.items():
                 stack.callback(self.server.drop_database, name)
-                self._prepare(contestant, load, 0 if aging else backlog, name, in_place)
-                if contestant.scenario != "clean":
-                    holder = scenarios.ALL[contestant.scenario]
-                    stack.enter_context(holder(self.server, name))
+                waiting = scenarios.BACKLOGS.get(contestant.scenario, 0 if aging else backlog)
+                self._prepare(contestant, load, waiting, name, in_place)
+                stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
                 stack.enter_context(contestant.peer.attended(self.server, name, load))
             if aging:
                 self._age(names, load, aging, folder)
@@ -156,9 +158,10 @@ class Arena:
                     running[mine].send_signal(signal.SIGSTOP)
                 turns[mine].append(Turn(started, time.time()))
                 number += 1
-                if series and number % (20 * len(order)) == 0:
+                if series and number % (8 * len(order)) == 0:
                     for c, name in names.items():
-                        samples[c].append((round(time.time() - begin, 1), self._dead(name)))
+                        own = (time.time() - begin) / len(order) - _warm(clients)
+                        samples[c].append((round(own, 1), self._dead(name)))
             cpu = {c: self.cpu(name, "pgbench") for c, name in names.items()}
             found = {}
             for program in running.values():
@@ -285,7 +288,7 @@ class Arena:
                 *more,
                 name,
             ],
-            env=self.server.env(name),
+            env=self.server.env(name) | contestant.peer.environment(contestant.variant),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -340,8 +343,7 @@ class Arena:
         self._prepare(contestant, load, 0, name, in_place=True)
         with contextlib.ExitStack() as stack:
             stack.callback(self.server.drop_database, name)
-            if contestant.scenario != "clean":
-                stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
+            stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
             stack.enter_context(contestant.peer.attended(self.server, name, load))
             yield name
 
@@ -358,6 +360,14 @@ class Arena:
             with self.server.connect() as conn:
                 conn.execute("alter system reset all")
                 conn.execute("select pg_reload_conf()")
+
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[None]:
+        """A synchronous replica on this machine for the length of a `with`."""
+        from support.standby import Standby
+
+        with Standby(self.server, "bench"), self.set({"synchronous_standby_names": "bench"}):
+            yield
 
 
 def _warm(clients: int) -> float:

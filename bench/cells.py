@@ -75,6 +75,15 @@ class Race(Cell):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicated(Race):
+    """The same with a synchronous replica beside the server."""
+
+    def run(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
+        with arena.replica():
+            return self.measure(arena, contestants)
+
+
 def waiting(load: Load, seconds: float) -> int:
     """How many messages must wait so that nobody runs dry."""
     if load.work == "enqueue":
@@ -85,9 +94,16 @@ def waiting(load: Load, seconds: float) -> int:
     return min(MOST_BACKLOG, int(rate * (seconds + WARM_SECONDS[64])))
 
 
-def race(name: str, load: Load, clients: int, contestants: str, **more: object) -> Race:
+def race(
+    name: str,
+    load: Load,
+    clients: int,
+    contestants: str,
+    kind: type[Race] = Race,
+    **more: object,
+) -> Race:
     """A Race from a list of contestants with spaces between them."""
-    return Race(
+    return kind(
         name=f"{name} clients={clients}",
         load=load,
         clients=clients,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from bench.cells import Cell, race
+from bench.cells import Cell, Replicated, race
 from bench.peers import Load
 from bench.solo import Idle, Latency, Own, Wal
 
@@ -13,9 +13,10 @@ CLIENTS = (1, 4, 16, 64, 256)
 MODES = "mq:auto mq:always mq:never"
 VARIANTS = "mq:next mq:tx mq:separate plain:tx plain:next plain:separate"
 EVERYBODY = "mq:next plain:tx pgq procrastinate pgqueuer graphile-worker pg-boss"
+WITH_ASYNC = "mq:next plain:tx mq:async plain:async"
 WORKERS = "mq:auto pgq procrastinate pgqueuer graphile-worker pg-boss"
-# A commit takes so many microseconds longer.
-DELAYS = {"1ms": 900, "5ms": 4900}
+# commit_delay in microseconds, on top of what the disk needs.
+DELAYS = {"1ms": "900", "5ms": "4900"}
 
 
 def quick() -> list[Cell]:
@@ -42,6 +43,82 @@ def quick() -> list[Cell]:
         )
         for n in (1, 10, 100)
     ]
+    cells.append(
+        race(
+            "held-over-time n=10",
+            Load("steady", 10),
+            16,
+            "mq:next@snapshot plain:tx@snapshot",
+            seconds=20,
+            series=True,
+            most_pairs=1,
+        )
+    )
+    return cells
+
+
+def slow_commits() -> list[Cell]:
+    """Commits of 1 and 5 ms (commit_delay), and with a synchronous replica."""
+    cells: list[Cell] = []
+    for n, clients in itertools.product((1, 10, 100), (4, 16, 64)):
+        load = Load("drain", n)
+        cells += [
+            race(f"commit={name} n={n}", load, clients, WITH_ASYNC, settings={"commit_delay": us})
+            for name, us in DELAYS.items()
+        ]
+        cells.append(race(f"replica n={n}", load, clients, WITH_ASYNC, kind=Replicated))
+    return cells
+
+
+def surroundings() -> list[Cell]:
+    """What else goes on in the database, what the messages are like, how many wait."""
+    cells: list[Cell] = []
+    for scenario, n in itertools.product(("analytics", "writer", "dump"), (1, 10, 100)):
+        pair = f"mq:next@{scenario} plain:tx@{scenario}"
+        cells.append(race(f"{scenario} n={n}", Load("drain", n), 16, pair, aging=60, most_pairs=1))
+    for size in (100, 1000, 16_000):
+        load = Load("steady", 10, size)
+        cells.append(race(f"payload={size} n=10", load, 16, "mq:next plain:tx"))
+        cells.append(race(f"payload={size} enqueue", Load("enqueue", 1, size), 16, "mq bare"))
+    retries = (
+        "mq:separate mq:retry mq:separate@snapshot mq:retry@snapshot plain:separate plain:retry"
+    )
+    cells.append(race("retries n=1", Load("steady", 1), 16, retries, seconds=20, most_pairs=3))
+    deep = "mq:next mq:next@deep plain:tx plain:tx@deep"
+    cells += [
+        race(
+            f"backlog=10M n={n}",
+            Load("steady", n),
+            16,
+            deep,
+            seconds=10,
+            in_place=True,
+            most_pairs=1,
+        )
+        for n in (1, 100)
+    ]
+    cells.append(
+        race(
+            "timeline n=10",
+            Load("steady", 10),
+            16,
+            "mq:next mq:next@snapshot",
+            seconds=300,
+            series=True,
+            most_pairs=1,
+        )
+    )
+    cells.append(
+        race(
+            "timeline-plain n=10",
+            Load("steady", 10),
+            16,
+            "mq:next@snapshot plain:tx plain:tx@snapshot",
+            seconds=60,
+            series=True,
+            most_pairs=1,
+        )
+    )
     return cells
 
 
@@ -92,7 +169,9 @@ def full() -> list[Cell]:
             race(f"enqueue n={n}", Load("enqueue", n), clients, "mq bare"),
             race(f"enqueue-variants n={n}", Load("enqueue", n), clients, f"{enqueue} {yardsticks}"),
         ]
+    cells += slow_commits()
     cells += peers()
+    cells += surroundings()
     cells += [wal(n, messages) for n, messages in ((10, 20_000), (1000, 200_000))]
     cells += [latency(rate) for rate in (100, 5000)]
     cells.append(Idle(name="idle sleepers=1000", contestants=("mq",)))
@@ -100,6 +179,3 @@ def full() -> list[Cell]:
     for cell in cells:
         seen.setdefault(cell.name, cell)
     return list(seen.values())
-
-
-__all__ = ["Own", "full", "quick"]
