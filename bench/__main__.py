@@ -214,7 +214,8 @@ def main() -> int:
             return 2
         except KeyboardInterrupt:
             console.print(f"interrupted; --out {store.path} goes on")
-    console.print(tables.table(store.results))
+    for view in tables.tables(store.results):
+        console.print(view)
     store.path.with_suffix(".md").write_text(tables.markdown(store.results))
     try:
         from bench import plots

@@ -9,6 +9,7 @@ contestant's own turns after the warm-up.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import subprocess
 import tempfile
@@ -85,6 +86,12 @@ class Arena:
             raise Absent(f"this server has no pgbench ({self.pgbench})")
         self._templates: dict[tuple[str, str, Load, int], str] = {}
 
+    def close(self) -> None:
+        """Drops the filled databases, where the server lives on."""
+        for name in self._templates.values():
+            self.server.drop_database(name)
+        self._templates.clear()
+
     def race(
         self,
         contestants: Sequence[Contestant],
@@ -134,9 +141,9 @@ class Arena:
         before = {c: self._left(c, name) for c, name in names.items()}
         each = _warm(clients) + seconds
         total = each * len(names)
-        # Slack, since connecting takes a while; what comes after the end is not counted.
+        # A little more: what comes after the end is not counted.
         running = {
-            c: self._start(c, name, load, clients, round(total) + 2, folder)
+            c: self._start(c, name, load, clients, math.ceil(total + 0.2), folder)
             for c, name in names.items()
         }
         turns: dict[Contestant, list[Turn]] = {c: [] for c in names}
@@ -191,9 +198,10 @@ class Arena:
     ) -> Figures:
         left = self._left(contestant, name)
         figures: Figures = {
-            "calls_s": round(done.calls / done.seconds, 1),
-            "messages_s": round(load.n * done.calls / done.seconds),
+            "calls_s": round(done.calls / (done.seconds or 1), 1),
+            "messages_s": round(load.n * done.calls / (done.seconds or 1)),
             "calls": done.calls,
+            "all_calls": done.all_calls,
             "clients": min(clients, contestant.peer.most_clients),
             "p50_ms": done.percentile(50),
             "p95_ms": done.percentile(95),
@@ -262,12 +270,12 @@ class Arena:
         name: str,
         load: Load,
         clients: int,
-        seconds: float,
+        seconds: int,
         folder: Path,
     ) -> subprocess.Popen[str]:
         script = self.script(contestant, load, folder / f"{name}.sql")
         clients = min(clients, contestant.peer.most_clients)
-        more = ["--time", str(round(seconds)), "--log", "--log-prefix", str(folder / name)]
+        more = ["--time", str(seconds), "--log", "--log-prefix", str(folder / name)]
         return self.run_pgbench(contestant, name, script, clients, more)
 
     def script(self, contestant: Contestant, load: Load, path: Path) -> Path:
@@ -350,6 +358,9 @@ class Arena:
     @contextlib.contextmanager
     def set(self, settings: Mapping[str, str]) -> Iterator[None]:
         """Server settings for the length of a `with`."""
+        if not settings:
+            yield
+            return
         with self.server.connect() as conn:
             for name, value in settings.items():
                 conn.execute(f"alter system set {name} = '{value}'".encode())

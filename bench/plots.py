@@ -12,7 +12,7 @@ import matplotlib
 from bench.results import CellResults, Results
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 # The same colour for a peer in every picture.
 COLORS = {
