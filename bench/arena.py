@@ -102,12 +102,13 @@ class Arena:
         seconds: float | None = None,
         series: bool = False,
         aging: float = 0,
+        aging_rate: int = 2000,
         in_place: bool = False,
     ) -> dict[str, Figures]:
         """Everybody in turns.
 
         backlog: messages that wait for each; seconds: of each, after its warm-up; series: also calls by second of
-        one's own; aging: so many seconds before, with the scenario already on, some 2,000 messages a second go through;
+        one's own; aging: so many seconds before, with the scenario already on, aging_rate messages a second go through;
         in_place: no copies of filled databases, for what is too big to be copied.
         """
         seconds = seconds or self.seconds
@@ -123,7 +124,7 @@ class Arena:
                 stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
                 stack.enter_context(contestant.peer.attended(self.server, name, load))
             if aging:
-                self._age(names, load, aging, folder)
+                self._age(names, load, aging, aging_rate, folder)
                 for contestant, name in names.items():
                     with self.server.connect(name) as conn:
                         contestant.peer.fill(conn, load, backlog)
@@ -139,7 +140,7 @@ class Arena:
         series: bool,
     ) -> dict[str, Figures]:
         before = {c: self._left(c, name) for c, name in names.items()}
-        each = _warm(clients) + seconds
+        each = warm_up(clients) + seconds
         total = each * len(names)
         # A little more: what comes after the end is not counted.
         running = {
@@ -167,7 +168,7 @@ class Arena:
                 number += 1
                 if series and number % (8 * len(order)) == 0:
                     for c, name in names.items():
-                        own = (time.time() - begin) / len(order) - _warm(clients)
+                        own = (time.time() - begin) / len(order) - warm_up(clients)
                         samples[c].append((round(own, 1), self._dead(name)))
             cpu = {c: self.cpu(name, "pgbench") for c, name in names.items()}
             found = {}
@@ -177,7 +178,7 @@ class Arena:
                 _, stderr = program.communicate(timeout=120)
                 if program.returncode != 0:
                     raise Failed(str(c), stderr)
-                done = count(folder, names[c], turns[c], _warm(clients))
+                done = count(folder, names[c], turns[c], warm_up(clients))
                 found[str(c)] = self._figures(
                     c, names[c], load, clients, done, cpu[c], before[c], series
                 )
@@ -250,14 +251,26 @@ class Arena:
                 contestant.peer.fill(conn, load, backlog)
 
     def _age(
-        self, names: Mapping[Contestant, str], load: Load, seconds: float, folder: Path
+        self,
+        names: Mapping[Contestant, str],
+        load: Load,
+        seconds: float,
+        rate: int,
+        folder: Path,
     ) -> None:
-        """Some 2,000 messages a second go through everybody's queue, all at the same time."""
-        batch = replace(load, work="steady", n=10)
+        """So many messages a second go through everybody's queue, all at the same time; what is late is left out."""
         running = []
         for c, name in names.items():
+            batch = replace(load, work="steady", n=10)
+            try:
+                c.peer.prepare(self.server, batch)
+                c.peer.script(batch, c.variant)
+            except Absent:
+                batch = replace(batch, n=1)
+                c.peer.prepare(self.server, batch)
             script = self.script(c, batch, folder / f"{name}-aging.sql")
-            more = ["--time", str(round(seconds)), "--rate", "200", "--latency-limit", "100"]
+            more = ["--time", str(round(seconds)), "--latency-limit", "100"]
+            more += ["--rate", str(rate / batch.n)]
             running.append(self.run_pgbench(c, name, script, min(4, c.peer.most_clients), more))
         for c, program in zip(names, running, strict=True):
             _, stderr = program.communicate(timeout=seconds + 120)
@@ -381,7 +394,8 @@ class Arena:
             yield
 
 
-def _warm(clients: int) -> float:
+def warm_up(clients: int) -> float:
+    """Seconds."""
     return WARM_SECONDS.get(clients, max(1.0, clients / 32))
 
 

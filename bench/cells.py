@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from bench.arena import WARM_SECONDS, Arena, Contestant, Figures
+from bench.arena import Arena, Contestant, Figures, warm_up
 from bench.peers import Load
 
 # Messages that wait for the consumers, for each second: more than the fastest of them takes.
@@ -50,6 +50,7 @@ class Race(Cell):
     clients: int
     backlog: int | None = None  # None: what the time needs
     aging: float = 0
+    aging_rate: int = 2000
     seconds: float | None = None
     series: bool = False
     in_place: bool = False
@@ -62,7 +63,7 @@ class Race(Cell):
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         backlog = self.backlog
         if backlog is None:
-            backlog = waiting(self.load, self.seconds or arena.seconds)
+            backlog = waiting(self.load, self.clients, self.seconds or arena.seconds)
         return arena.race(
             contestants,
             self.load,
@@ -71,6 +72,7 @@ class Race(Cell):
             seconds=self.seconds,
             series=self.series,
             aging=self.aging,
+            aging_rate=self.aging_rate,
             in_place=self.in_place,
         )
 
@@ -84,14 +86,14 @@ class Replicated(Race):
             return self.measure(arena, contestants)
 
 
-def waiting(load: Load, seconds: float) -> int:
+def waiting(load: Load, clients: int, seconds: float) -> int:
     """How many messages must wait so that nobody runs dry."""
     if load.work == "enqueue":
         return 0
     if load.work == "steady":
         return 10_000
     rate = BACKLOG[min(n for n in BACKLOG if n >= load.n)]
-    return min(MOST_BACKLOG, int(rate * (seconds + WARM_SECONDS[64])))
+    return min(MOST_BACKLOG, int(rate * (seconds + max(warm_up(64), warm_up(clients)))))
 
 
 def race(
