@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from bench.cells import Cell, Replicated, race
 from bench.peers import Load
@@ -21,40 +22,32 @@ DELAYS = {"1ms": "900", "5ms": "4900"}
 
 def quick() -> list[Cell]:
     """The cells that matter: about ten minutes."""
-    cells: list[Cell] = [
-        race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx plain:next")
-        for n, clients in (*((1, c) for c in (4, 16, 64)), (10, 16), (100, 16))
-    ]
-    cells += [
+    pair = "mq:next plain:tx"
+    held = "mq:next@snapshot plain:tx@snapshot"
+    return [
+        race("drain n=1", Load("drain", 1), 4, pair),
+        race("drain n=1", Load("drain", 1), 16, f"{pair} plain:next"),
+        race("drain n=1", Load("drain", 1), 64, pair),
+        race("drain n=10", Load("drain", 10), 16, pair),
+        race("drain n=100", Load("drain", 100), 16, pair),
         race("enqueue n=1", Load("enqueue", 1), 16, "mq bare"),
         race("enqueue n=1000", Load("enqueue", 1000), 4, "mq bare:unnest bare:values"),
         wal(1, 8_000),
         wal(100, 80_000),
         latency(1000),
-    ]
-    cells += [
-        race(
-            f"held-snapshot n={n}",
-            Load("drain", n),
-            16,
-            "mq:next@snapshot plain:tx@snapshot",
-            aging=60,
-            most_pairs=1,
-        )
-        for n in (1, 10, 100)
-    ]
-    cells.append(
+        race("held-snapshot n=1", Load("drain", 1), 16, held, aging=60, most_pairs=1),
+        race("held-snapshot n=100", Load("drain", 100), 16, held, aging=60, most_pairs=1),
         race(
             "held-over-time n=10",
             Load("steady", 10),
             16,
-            "mq:next@snapshot plain:tx@snapshot",
+            held,
             seconds=20,
             series=True,
             most_pairs=1,
-        )
-    )
-    return cells
+        ),
+        race("peers-steady n=1", Load("steady", 1), 16, EVERYBODY, backlog=1000, most_pairs=1),
+    ]
 
 
 def slow_commits() -> list[Cell]:
@@ -164,17 +157,21 @@ def wal(n: int, messages: int) -> Wal:
         n=n,
         messages=messages,
         contestants=("mq:next", "plain:tx", "bare"),
-        most_pairs=2,
+        most_pairs=1,
     )
 
 
 def latency(rate: int) -> Latency:
-    return Latency(name=f"latency rate={rate}", rate=rate, contestants=tuple(MODES.split()))
+    return Latency(
+        name=f"latency rate={rate}", rate=rate, contestants=tuple(MODES.split()), most_pairs=2
+    )
 
 
 def full() -> list[Cell]:
     """Everything, those of quick() first."""
-    cells = quick()
+    cells = [replace(cell, most_pairs=5) for cell in quick()]
+    held = "mq:next@snapshot plain:tx@snapshot"
+    cells.append(race("held-snapshot n=10", Load("drain", 10), 16, held, aging=60))
     for n, clients in itertools.product(SIZES, CLIENTS):
         cells += [
             race(f"drain n={n}", Load("drain", n), clients, "mq:next plain:tx plain:next"),
