@@ -10,22 +10,29 @@ import pytest
 from support import conserve, template
 from support.load import Load
 from support.server import Server
+from support.server import database as temporary_database
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server(server: Server) -> Iterator[Server]:
     """A server that may crash; its pages are whole after that."""
     with Server(server.name, settings={"full_page_writes": "on"}) as own:
-        own.create_database("crash", template.make(own))
         yield own
+
+
+@pytest.fixture
+def dsn(own_server: Server) -> Iterator[str]:
+    with temporary_database(own_server, "crash", template.make(own_server)) as dsn:
+        yield dsn
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_a_postmaster_killed_under_load_loses_nothing(own_server: Server, times: int) -> None:
-    dsn = own_server.dsn("crash")
+def test_a_postmaster_killed_under_load_loses_nothing(
+    own_server: Server, dsn: str, times: int
+) -> None:
     conserve.prepare(dsn, "a", "b")
     with Load(dsn, "a", "b") as load:
         for _ in range(times):
@@ -38,8 +45,9 @@ def test_a_postmaster_killed_under_load_loses_nothing(own_server: Server, times:
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_an_immediate_shutdown_under_load_loses_nothing(own_server: Server, times: int) -> None:
-    dsn = own_server.dsn("crash")
+def test_an_immediate_shutdown_under_load_loses_nothing(
+    own_server: Server, dsn: str, times: int
+) -> None:
     conserve.prepare(dsn, "a", "b")
     with Load(dsn, "a", "b") as load:
         for _ in range(times):

@@ -114,6 +114,7 @@ def test_a_restored_dump_has_everything(server: Server, database: str, form: str
     conserve.check(database, known=range(1, 36))  # and the original goes on
 
 
+@pytest.mark.slow
 def test_a_file_copy_of_a_cluster_goes_on_where_it_was(server: Server) -> None:
     """A base backup of a running server: the same identity, so receipts hold."""
     if not (server.installation.bin / "pg_basebackup").exists():
