@@ -142,7 +142,7 @@ def test_segments_and_notifications_after_a_jump_back(clock: tuple[str, Jump]) -
         for tag in range(11, 16):  # one every 100 ms is announced
             conserve.send(conn, [tag])
             time.sleep(0.05)
-        assert sum(1 for _ in listener.notifies(timeout=10, stop_after=1)) == 1
+        assert sum(1 for _ in listener.notifies(timeout=10, stop_after=1)) >= 1
         while rows := conserve.receive(conn, 5):
             assert conserve.settle(conn, rows)
         for _ in range(5):
