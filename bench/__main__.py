@@ -35,6 +35,8 @@ from bench.peers import Absent, Failed  # noqa: E402
 from bench.results import Store  # noqa: E402
 from support.binaries import Unavailable  # noqa: E402
 
+SECONDS = 2.0
+
 
 def revision() -> str:
     """The commit that is measured, with + behind it if the SQL was edited since."""
@@ -105,6 +107,11 @@ def one(
         )
     said = ", ".join(f"{name} {figures.get(cell.key, 0):,}" for name, figures in found.items())
     console.print(f"round {number + 1} [bold]{cell.name}[/]: {said}", highlight=False)
+    for name, figures in found.items():
+        if figures.get("ran_dry"):
+            console.print(
+                f"[red]{cell.name}: {name} ran dry: not a figure (bench/cells.py: BACKLOG)[/]"
+            )
 
 
 def note_absent(store: Store, cell: Cell, contestant: str, reason: str) -> None:
@@ -162,7 +169,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=3, help="rounds; medians of them count")
     parser.add_argument(
-        "--seconds", type=float, default=2, help="of each contestant in a round, after its warm-up"
+        "--seconds",
+        type=float,
+        help="of each contestant in a round, after its warm-up; default 2, or what the cell says",
     )
     parser.add_argument(
         "--aging", type=float, help="seconds that a scenario is on before it counts; default 60"
@@ -183,6 +192,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _changed(cell: Cell, options: argparse.Namespace) -> Cell:
+    """The cell with times of one's own."""
+    if not isinstance(cell, Race):
+        return cell
+    return replace(
+        cell,
+        aging=options.aging if cell.aging and options.aging is not None else cell.aging,
+        seconds=options.seconds or cell.seconds,
+    )
+
+
 def main() -> int:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -192,11 +212,7 @@ def main() -> int:
         wanted = [
             c for c in wanted if any(fnmatch.fnmatchcase(c.name, p.strip()) for p in patterns)
         ]
-    if options.aging is not None:
-        wanted = [
-            replace(c, aging=options.aging) if isinstance(c, Race) and c.aging else c
-            for c in wanted
-        ]
+    wanted = [_changed(cell, options) for cell in wanted]
     if options.list:
         for cell in wanted:
             console.print(f"{cell.name:40} {' '.join(cell.contestants)}", highlight=False)
@@ -207,13 +223,13 @@ def main() -> int:
             console.print("no cell is called that; --list shows them")
             return 2
         try:
-            with arena(options.server, options.seconds) as place:
+            with arena(options.server, options.seconds or SECONDS) as place:
                 names = (
                     options.contestants.split()
                     if options.contestants
                     else [n for c in wanted for n in c.contestants]
                 )
-                about = header(place, names, options.seconds)
+                about = header(place, names, options.seconds or SECONDS)
                 store.add(about)
                 for what, value in about.items():
                     console.print(f"{what}: {value}", highlight=False)

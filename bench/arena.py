@@ -198,9 +198,16 @@ class Arena:
         series: bool,
     ) -> Figures:
         left = self._left(contestant, name)
+        # How full the calls were: some may have come back with fewer than n messages, or none.
+        full = 1.0
+        if load.work != "enqueue":
+            put = load.n * done.all_calls if load.work == "steady" else 0
+            full = min(1.0, (before + put - left) / max(1, load.n * done.all_calls))
+        calls_s = full * done.calls / (done.seconds or 1)
         figures: Figures = {
-            "calls_s": round(done.calls / (done.seconds or 1), 1),
-            "messages_s": round(load.n * done.calls / (done.seconds or 1)),
+            "calls_s": round(calls_s, 1),
+            "messages_s": round(load.n * calls_s),
+            "full": round(full, 3),
             "calls": done.calls,
             "all_calls": done.all_calls,
             "clients": min(clients, contestant.peer.most_clients),
@@ -211,8 +218,6 @@ class Arena:
             "dead_tuples": self._dead(name),
         }
         if load.work == "drain":
-            # How full the calls were: below 1 some came back with less than n.
-            figures["full"] = round((before - left) / max(1, load.n * done.all_calls), 3)
             figures["ran_dry"] = left == 0
         if series:
             figures["series"] = done.series

@@ -101,6 +101,7 @@ class Latency(Cell):
 
     def check(self, arena: Arena, contestant: Contestant) -> None:
         contestant.peer.version(arena.server)
+        contestant.peer.prepare(arena.server, Load("enqueue"))
         contestant.peer.stamped(contestant.variant)
 
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
@@ -142,7 +143,10 @@ class Own(Cell):
 
     def check(self, arena: Arena, contestant: Contestant) -> None:
         contestant.peer.version(arena.server)
+        contestant.peer.prepare(arena.server, Load("enqueue"))
         contestant.peer.stamped(contestant.variant)
+        if self.n > 1 and not contestant.peer.batches:
+            raise Absent(f"{contestant} claims one message at a time")
 
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         found = {}

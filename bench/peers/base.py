@@ -62,6 +62,8 @@ class Peer(ABC):
     name: str
     #: Ways to do a cycle; the first is the default.
     variants: tuple[str, ...] = ("",)
+    #: Whether a claim can be of several messages.
+    batches: bool = True
     #: More consumers than this it cannot have; it gets no more then.
     most_clients: int = 1_000_000
 
@@ -86,7 +88,7 @@ class Peer(ABC):
 
     @abstractmethod
     def left(self, conn: psycopg.Connection) -> int:
-        """How many messages wait or are claimed."""
+        """How many messages wait to be claimed."""
 
     def define(self) -> dict[str, str]:
         """Variables of pgbench that a script begins with."""

@@ -77,7 +77,9 @@ class GraphileWorker(Peer):
         return {"id": "0"}
 
     def left(self, conn: psycopg.Connection) -> int:
-        row = conn.execute("select count(*) from graphile_worker._private_jobs").fetchone()
+        row = conn.execute(
+            "select count(*) from graphile_worker._private_jobs where locked_at is null"
+        ).fetchone()
         return int(row[0]) if row else 0
 
     def stamped(self, variant: str) -> str:

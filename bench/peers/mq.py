@@ -150,6 +150,6 @@ class Mq(Peer):
         return {"r": "0"}
 
     def left(self, conn: psycopg.Connection) -> int:
-        row = conn.execute("select ready + leased + deferred from mq.queue_stats('b')").fetchone()
+        row = conn.execute("select ready + deferred from mq.queue_stats('b')").fetchone()
         assert row is not None
         return int(row[0])

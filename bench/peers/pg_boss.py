@@ -67,7 +67,7 @@ class PgBoss(Peer):
 
     def left(self, conn: psycopg.Connection) -> int:
         row = conn.execute(
-            "select count(*) from pgboss.job where name = 'b' and state < 'completed'"
+            "select count(*) from pgboss.job where name = 'b' and state < 'active'"
         ).fetchone()
         return int(row[0]) if row else 0
 

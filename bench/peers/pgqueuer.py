@@ -61,7 +61,7 @@ class PgQueuer(Peer):
         return put + cycle if load.work == "steady" else cycle
 
     def left(self, conn: psycopg.Connection) -> int:
-        row = conn.execute("select count(*) from pgqueuer").fetchone()
+        row = conn.execute("select count(*) from pgqueuer where status = 'queued'").fetchone()
         return int(row[0]) if row else 0
 
     def stamped(self, variant: str) -> str:

@@ -76,7 +76,7 @@ class Plain(Peer):
         return {"ids": "{}"}
 
     def left(self, conn: psycopg.Connection) -> int:
-        row = conn.execute("select count(*) from jobs").fetchone()
+        row = conn.execute("select count(*) from jobs where claimed_at is null").fetchone()
         assert row is not None
         return int(row[0])
 

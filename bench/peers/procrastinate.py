@@ -20,6 +20,7 @@ class Procrastinate(Peer):
     """Fetches one job at a time; finished jobs are deleted (delete_jobs="always")."""
 
     name = "procrastinate"
+    batches = False
 
     def version(self, server: Server) -> str:
         try:
@@ -55,7 +56,9 @@ class Procrastinate(Peer):
         return _query("defer_jobs", jobs=f"array_fill({job}, array[{n}])")
 
     def left(self, conn: psycopg.Connection) -> int:
-        row = conn.execute("select count(*) from procrastinate_jobs").fetchone()
+        row = conn.execute(
+            "select count(*) from procrastinate_jobs where status = 'todo'"
+        ).fetchone()
         return int(row[0]) if row else 0
 
     def stamped(self, variant: str) -> str:
