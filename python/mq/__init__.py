@@ -19,6 +19,7 @@ from .errors import (
     QueueNotFound,
     RetryTransaction,
     TransactionTooLarge,
+    Undecodable,
 )
 from .job import AsyncBatch, AsyncJob, Batch, Job
 from .message import (
@@ -62,6 +63,7 @@ __all__ = [
     "QueueStats",
     "RetryTransaction",
     "TransactionTooLarge",
+    "Undecodable",
     "consume",
     "consume_async",
 ]

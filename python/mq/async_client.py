@@ -42,6 +42,7 @@ class AsyncClient:
         """Run a call of `mq.calls` and read its answer."""
         with translated(self.connection):
             async with self.connection.cursor(row_factory=tuple_row) as cursor:
+                calls.tolerate(cursor)
                 await cursor.execute(call.sql, call.params)
                 return call.read(await cursor.fetchall())
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Generic, TypeVar
 
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
+from .errors import Undecodable
 from .message import (
     DeadLetter,
     Delivery,
@@ -95,6 +99,50 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Undecoded:
+    """JSON of one column of one row that cannot be decoded, and why."""
+
+    text: str
+    reason: str
+
+
+_JSONB = 3802  # its oid
+
+
+@cache
+def _tolerant(kind: type[Loader]) -> type[Loader]:
+    class Tolerant(kind):  # type: ignore[misc, valid-type]
+        def load(self, data: Buffer) -> Any:
+            try:
+                return super().load(data)
+            except MemoryError:
+                raise
+            except Exception as error:
+                return Undecoded(bytes(data).decode(), f"{type(error).__name__}: {error}")
+
+    return Tolerant
+
+
+def tolerate(cursor: AdaptContext) -> None:
+    """Let `cursor` read `Undecoded` where its connection's way of decoding JSON raises.
+
+    One message that cannot be decoded must not take away the others of its lease.
+    """
+    adapters = cursor.adapters
+    if (kind := adapters.get_loader(_JSONB, Format.TEXT)) is not None:
+        adapters.register_loader("jsonb", _tolerant(kind))
+
+
+def split_undecoded(rows: list[Row]) -> tuple[list[Row], dict[int, str]]:
+    """The rows with text instead of `Undecoded`, and why, by msg_id, the first column."""
+    failed = {row[0]: value.reason for row in rows for value in row if isinstance(value, Undecoded)}
+    if not failed:
+        return rows, failed
+    plain = [tuple(v.text if isinstance(v, Undecoded) else v for v in row) for row in rows]
+    return plain, failed
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """A statement, its parameters, and how to read its rows."""
 
@@ -144,6 +192,17 @@ def _table(name: str, kind: Callable[..., T]) -> Function[list[T]]:
     return Function(name, lambda rows: [kind(*row) for row in rows], _columns(kind))
 
 
+def _messages(name: str, kind: Callable[..., T]) -> Function[list[T]]:
+    def read(rows: list[Row]) -> list[T]:
+        plain, failed = split_undecoded(rows)
+        messages = [kind(*row) for row in plain]
+        if failed:
+            raise Undecodable(list(failed), messages, next(iter(failed.values())))
+        return messages
+
+    return Function(name, read, _columns(kind))
+
+
 def _columns(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
@@ -161,7 +220,7 @@ resume_queue = _void("resume_queue")
 queues = _table("queues", QueueInfo)
 enqueue: Function[int] = Function("enqueue", _value)
 enqueue_batch: Function[list[int]] = Function("enqueue_batch", _values)
-dequeue = _table("dequeue", Delivery)
+dequeue = _messages("dequeue", Delivery)
 ack: Function[int] = Function("ack", _value)
 nack: Function[int] = Function("nack", _value)
 extend: Function[Any] = Function("extend", _value)
@@ -169,10 +228,10 @@ sweep_stale: Function[int] = Function("sweep_stale", _value)
 maintain = _table("maintain", MaintenanceAction)
 rotate_segment = _void("rotate_segment")
 next_due: Function[Any] = Function("next_due", _value)
-dead_letters = _table("dead_letters", DeadLetter)
+dead_letters = _messages("dead_letters", DeadLetter)
 redrive: Function[int] = Function("redrive", _value)
 purge_dead_letters: Function[int] = Function("purge_dead_letters", _value)
-peek = _table("peek", PeekedMessage)
+peek = _messages("peek", PeekedMessage)
 message_status: Function[MessageStatus | None] = Function(
     "message_status", _status, _columns(MessageStatus)
 )

@@ -46,6 +46,7 @@ class Client:
     def call(self, call: Call[T]) -> T:
         """Run a call of `mq.calls` and read its answer."""
         with translated(self.connection), self.connection.cursor(row_factory=tuple_row) as cursor:
+            calls.tolerate(cursor)
             return call.read(cursor.execute(call.sql, call.params).fetchall())
 
     # Queues
@@ -312,7 +313,7 @@ class Client:
 
         Raises:
             QueueNotFound, InvalidArgument, NotSupported (not READ COMMITTED), LeaseLost (of `ack`),
-            TransactionTooLarge.
+            TransactionTooLarge, Undecodable (all is leased; the messages are in the error).
         """
         return self.call(
             calls.dequeue(
@@ -478,7 +479,7 @@ class Client:
         """Up to `n` (default 100) messages that were given up: `mq.dead_letters`.
 
         Raises:
-            QueueNotFound.
+            QueueNotFound, Undecodable (all rows are in the error).
         """
         return self.call(calls.dead_letters(queue=queue, n=n))
 
@@ -528,7 +529,7 @@ class Client:
         """Look at up to `n` (default 10) messages without taking them: `mq.peek`.
 
         Raises:
-            QueueNotFound.
+            QueueNotFound, Undecodable (all rows are in the error).
         """
         return self.call(calls.peek(queue=queue, n=n))
 

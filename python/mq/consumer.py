@@ -6,6 +6,9 @@ opened, and how flows run side by side (threads, tasks). Connections of a consum
 * its own, in autocommit mode, for dequeue, ack and waiting; lent to ``job.transaction()``;
 * one to extend a lease, opened when a handler has used up half of it;
 * one for upkeep, opened for each `mq.maintain` and closed again.
+
+A fourth flow has no connection: once the consumer is to end, it sees that no statement of the others is
+waited for longer than `GRACE`.
 """
 
 from __future__ import annotations
@@ -47,10 +50,10 @@ from .errors import (
     RetryTransaction,
     translated,
 )
-from .flow import Connect, Deliver, DeliveringFlow, Disconnect, Flow, Sleep, execute
-from .job import AT_ONCE, AsyncBatch, AsyncJob, Batch, Job, Unit, failure_reason
+from .flow import Cancel, Connect, Deliver, DeliveringFlow, Disconnect, Flow, Sleep, execute
+from .job import AT_ONCE, AsyncBatch, AsyncJob, Batch, Job, Unit, failure_reason, storable
 from .lease import Lease, Nack
-from .line import AsyncLine, Line
+from .line import AsyncLine, Line, with_patience
 from .message import Delivery
 from .signals import stops_on_signal
 
@@ -62,12 +65,19 @@ __all__ = ["AsyncConsumer", "Consumer"]
 log = logging.getLogger("mq")
 
 C = TypeVar("C")
+Split = Callable[[Lease, list[Delivery]], Iterable[Unit[Any]]]
 
 RECONNECT_FIRST = 0.1  # seconds
 SHORT_FIRST = 0.005  # between looks while producers that did not see us may still be at work
 EXTEND_IDLE = 60.0  # how long the connection for extending is kept without use
-JOIN_SECONDS = 10.0  # a thread that still connects is left to itself
 PATIENCE = 1.0  # how long the acks of a lease are collected
+POLL_LEAST = timedelta(milliseconds=10)
+RESTART = 1.0  # after a defect
+DOUBT = 0.2  # before a lease that the server did not know is asked for again
+# What a server that says nothing may take of our end (see also `line.CANCEL_SECONDS`):
+GRACE = 3.0  # a statement, before it is cancelled,
+HANG_UP = 0.5  # and before the connection is broken
+JOIN_SECONDS = 3.0  # a thread that still connects is left to itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +88,18 @@ class Outlook:
     due_in: float | None  # seconds until the next deferred message
 
 
-def _leased(rows: list[Row]) -> tuple[list[Delivery], float]:
-    """Deliveries, and how many seconds their lease lasts, by the server's own clock."""
-    return [Delivery(*row[:-1]) for row in rows], float(rows[0][-1]) if rows else 0.0
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What `mq.dequeue` gave."""
+
+    deliveries: list[Delivery]
+    length: float  # seconds that the lease lasts, by the server's own clock
+    undecodable: dict[int, str]  # of which messages Python can make nothing, and why
+
+
+def _leased(rows: list[Row]) -> Taken:
+    plain, failed = calls.split_undecoded(rows)
+    return Taken([Delivery(*r[:-1]) for r in plain], float(rows[0][-1]) if rows else 0.0, failed)
 
 
 _dequeue = Function(
@@ -143,17 +162,21 @@ class ConsumerBase(Generic[C]):
             subscription: whose messages (None: 'default').
             listen: False: only poll, and prepare no statements; for a connection through a pooler
                 in transaction mode.
-            poll_min: the first wait of an idle consumer, doubled with each.
-            poll_max: the longest; no sleep is ever longer.
+            poll_min: the first wait of an idle consumer, doubled with each; 10 ms or more.
+            poll_max: the longest; no sleep is ever longer; 10 ms or more.
             extend_limit: a lease is extended no more when it is so old; None: as long as the
                 handler runs. Zero: never.
             maintain_every: how often, about, to call `mq.maintain` for the queue; None: never.
             stop_when_empty: True: end when nothing can be delivered, instead of waiting.
             signals: True: SIGTERM and SIGINT call `stop`, if iterated in the main thread.
+
+        Raises:
+            ValueError: poll_min or poll_max is too short.
         """
+        if min(poll_min, poll_max) < POLL_LEAST:
+            raise ValueError("poll_min and poll_max are 10 milliseconds or more")
         self.queue = queue
         self._connect = connect
-        self._prepare_threshold = 5 if listen else None
         self._take_call = partial(
             _dequeue,
             queue=queue,
@@ -171,12 +194,13 @@ class ConsumerBase(Generic[C]):
         cap = poll_max.total_seconds()
         self._idle = Backoff(poll_min.total_seconds(), cap)
         self._short = Backoff(SHORT_FIRST, cap)
-        self._reconnect_in = Backoff(RECONNECT_FIRST, cap)
+        self._reconnect_in = Backoff(RECONNECT_FIRST, max(cap, 1))
 
         self._started = False
         self._stopping = False
         self._closed = False
-        self._lines: list[Line] | list[AsyncLine] = []  # main, extend, maintain
+        self._over = False
+        self._lines: list[Line] | list[AsyncLine] = []  # main, extend, maintain, guard
         #: In hand: the lease, its messages not handed out yet, and the one that is out.
         self._lease: Lease | None = None
         self._units: deque[Unit[Any]] = deque()
@@ -202,6 +226,18 @@ class ConsumerBase(Generic[C]):
         for line in self._lines:
             line.wake()
 
+    def _close(self) -> None:
+        self._closed = True
+        self._lines[-1].wake()  # the guard
+
+    def _end(self) -> None:
+        self._over = True
+
+    def _log_defect(self) -> None:
+        log.exception(
+            "queue %s: a defect of mq; what runs beside the handler begins anew", self.queue
+        )
+
     def _start(self) -> None:
         if self._started:
             raise RuntimeError("a consumer is iterated once; make another one")
@@ -209,9 +245,14 @@ class ConsumerBase(Generic[C]):
 
     # The main flow
 
-    def _main(self, split: Callable[[Lease], Iterable[Unit[Any]]]) -> DeliveringFlow[None]:
+    def _main(self, split: Split) -> DeliveringFlow[None]:
         """Hand out units until told to stop. The first connection must succeed."""
-        yield Connect()
+        try:
+            yield Connect()
+        except ConnectionLost:
+            if self._stopping:
+                return
+            raise
         while True:
             try:
                 yield from self._work(split)
@@ -237,10 +278,10 @@ class ConsumerBase(Generic[C]):
             except ConnectionLost as error:
                 log.warning("queue %s: no connection: %s", self.queue, error.message)
 
-    def _work(self, split: Callable[[Lease], Iterable[Unit[Any]]]) -> DeliveringFlow[None]:
+    def _work(self, split: Split) -> DeliveringFlow[None]:
         """The same, on one connection. What is in hand survives it and is gone on with."""
         if self._done is not None:  # a dequeue failed, and may have settled it or not
-            yield from self._settle(self._done)
+            yield from self._settle(self._done, doubtful=True)
             self._done = None
         while True:
             if self._lease is not None:
@@ -252,7 +293,7 @@ class ConsumerBase(Generic[C]):
                 return
             asked_at = time.monotonic()
             try:
-                deliveries, length = yield from execute(
+                taken = yield from execute(
                     self._take_call(ack=self._done.receipt if self._done else None)
                 )
             except LeaseLost:
@@ -261,62 +302,90 @@ class ConsumerBase(Generic[C]):
                 continue
             self._done = None
             self._reconnect_in.reset()
-            if deliveries:
+            if taken.deliveries:
                 self._idle.reset()
                 self._short.reset()
-                self._hold(Lease(self.queue, deliveries, asked_at, length), split)
+                self._hold(taken, asked_at, split)
             elif self._stop_when_empty:
                 return
             else:
                 yield from self._wait()
 
-    def _hold(self, lease: Lease, split: Callable[[Lease], Iterable[Unit[Any]]]) -> None:
-        self._lease = lease
-        self._units.extend(split(lease))
+    def _hold(self, taken: Taken, asked_at: float, split: Split) -> None:
+        self._lease = lease = Lease(self.queue, taken.deliveries, asked_at, taken.length)
+        for msg_id, reason in taken.undecodable.items():
+            # It will not get better by trying again, and must not stand in the way of the others.
+            log.error("queue %s: message %s cannot be decoded: %s", self.queue, msg_id, reason)
+            lease.decide([msg_id], Nack(None, storable(f"cannot be decoded: {reason}"), dead=True))
+        fine = [d for d in taken.deliveries if d.msg_id not in taken.undecodable]
+        if fine:
+            self._units.extend(split(lease, fine))
         if lease.renew_at < self._beat_at and len(self._lines) > 1:
             self._lines[1].wake()
 
     def _hand_out(self, lease: Lease) -> DeliveringFlow[None]:
         told = False
         while self._units:
+            if lease.pressing(PATIENCE):
+                yield from self._settle(lease)
             if lease.ran_out:
-                self._give_back("the lease ran out before it was handled")
-                break
-            if self._stopping and not told:
-                # A message that goes back has used up an attempt: the last one is better used.
-                limit = yield from execute(_max_attempts(self.queue))
-                self._give_back("consumer stopped", attempts_below=limit)
+                yield from self._take_up(lease)
+                if not self._units:
+                    break
+            elif self._stopping and not told:
+                yield from self._give_back("consumer stopped")
                 told = True
                 continue
             self._out = self._units.popleft()
             yield Deliver(self._out)
             self._out._finish()
             self._out = None
-            if lease.pressing(PATIENCE):
-                yield from self._settle(lease)
         if lease.all_done and not self._stopping:
             self._done = lease
         else:
             yield from self._settle(lease)
         self._lease = None
 
-    def _give_back(self, reason: str, *, attempts_below: float = math.inf) -> None:
-        """Decide to return what was not handed out yet, but what is in its last attempt."""
+    def _give_back(self, reason: str) -> Flow[None]:
+        """Decide to return what was not handed out yet, but what is in its last attempt.
+
+        To return a message uses up the attempt, so that the last one would bury it unseen.
+        """
+        limit = yield from execute(_max_attempts(self.queue))
         keep: deque[Unit[Any]] = deque()
         for unit in self._units:
-            if all(delivery.attempt < attempts_below for delivery in unit.deliveries):
+            if all(delivery.attempt < limit for delivery in unit.deliveries):
                 unit._finish(Nack(AT_ONCE, reason))
             else:
                 keep.append(unit)
         self._units = keep
 
-    def _settle(self, lease: Lease) -> Flow[None]:
-        """Tell the server what it does not know. What fails stays to be told."""
+    def _take_up(self, lease: Lease) -> Flow[None]:
+        """The lease may be over: return what was not handed out, and ask for what must not be."""
+        if not lease.lost:
+            yield from self._give_back("the lease ran out before it was handled")
+            yield from self._settle(lease)
+        if self._units and not lease.lost:
+            asked_at = time.monotonic()
+            length = yield from execute(self._extend_call(lease))
+            if length is None:
+                self._warn_lost(lease)
+                lease.lost = True
+            else:
+                lease.renewed(asked_at, length)
+        if lease.lost:
+            self._units.clear()
+
+    def _settle(self, lease: Lease, *, doubtful: bool = False) -> Flow[None]:
+        """Tell the server what it does not know. What fails stays to be told.
+
+        `doubtful`: it was told before, and we did not hear the answer.
+        """
         while (unsent := lease.unsent) is not None:
             count, call = unsent
-            settled = yield from execute(call)
+            settled = count if lease.lost else (yield from execute(call))
             lease.sent()
-            if settled < count:
+            if settled < count and not doubtful:
                 self._warn_lost(lease)
 
     def _warn_lost(self, lease: Lease | None) -> None:
@@ -352,12 +421,13 @@ class ConsumerBase(Generic[C]):
             error = self._error
             reason = failure_reason(error) if error else "the loop was left before it was done"
             self._out._finish(Nack(None if isinstance(error, Exception) else AT_ONCE, reason))
-        self._give_back("consumer stopped")
         lease = self._lease or self._done
         for last in (False, True):
             try:
                 if lease is not None:
-                    yield from self._settle(lease)
+                    if self._units and not lease.lost:
+                        yield from self._give_back("consumer stopped")
+                    yield from self._settle(lease, doubtful=lease is self._done)
                 return
             except Error as error:
                 if last or not isinstance(error, ConnectionLost):
@@ -387,19 +457,17 @@ class ConsumerBase(Generic[C]):
                         yield Disconnect()
                         connected = False
                     self._beat_at = due
-                    yield Sleep(None if wait == math.inf else wait)
+                    try:
+                        yield Sleep(None if wait == math.inf else wait)
+                    except ConnectionLost:  # nothing was asked of it: no matter
+                        yield Disconnect()
+                        connected = False
                     continue
                 if not connected:
                     yield Connect()
                     connected = True
                 asked_at = time.monotonic()
-                length = yield from execute(
-                    _extend(
-                        queue=self.queue,
-                        receipt=lease.receipt,
-                        visibility_timeout=self._visibility_timeout,
-                    )
-                )
+                length = yield from execute(self._extend_call(lease))
             except (ConnectionLost, RetryTransaction) as error:
                 log.warning("queue %s: lease not extended: %s", self.queue, error.message)
                 yield Disconnect()
@@ -413,9 +481,19 @@ class ConsumerBase(Generic[C]):
                 retry.reset()
                 self._extended(lease, asked_at, length)
 
+    def _extend_call(self, lease: Lease) -> Call[float | None]:
+        return _extend(
+            queue=self.queue,
+            receipt=lease.receipt,
+            visibility_timeout=self._visibility_timeout,
+        )
+
     def _extended(self, lease: Lease, asked_at: float, length: float | None) -> None:
         if length is not None:
             lease.renewed(asked_at, length)
+        elif not lease.doubtful:
+            lease.doubtful = True
+            lease.renew_at = time.monotonic() + DOUBT
         elif lease.left and lease in (self._lease, self._done):
             self._warn_lost(lease)
             lease.lost = True
@@ -423,7 +501,7 @@ class ConsumerBase(Generic[C]):
     def _extend_at(self, lease: Lease | None) -> float:
         if lease is None or lease.lost or not lease.left:
             return math.inf
-        if lease.renew_at - lease.since > self._extend_limit:
+        if lease.renew_at - lease.since > self._extend_limit and not lease.doubtful:
             return math.inf
         return lease.renew_at
 
@@ -435,7 +513,7 @@ class ConsumerBase(Generic[C]):
         wait = every * random.uniform(0.1, 0.5)
         while not self._closed:
             yield Sleep(wait)
-            if self._closed:
+            if self._closed or self._stopping:
                 return
             try:
                 yield Connect()
@@ -448,6 +526,23 @@ class ConsumerBase(Generic[C]):
                 log.warning("queue %s: upkeep failed: %s", self.queue, error.message)
             yield Disconnect()
             wait = every * random.uniform(0.8, 1.2)
+
+    def _guarding(self) -> Flow[None]:
+        """Once we are to end, let no statement be waited for that the server does not answer."""
+        since = math.inf
+        while not self._over:
+            ending = self._stopping or self._closed
+            since = min(since, time.monotonic()) if ending else math.inf
+            yield Sleep(GRACE / 4 if ending else None)
+            for line in self._lines[:-1]:
+                busy = line.busy_since
+                if busy is None or time.monotonic() - max(busy, since) < GRACE:
+                    continue
+                log.warning("queue %s: no answer from the server: cancelling", self.queue)
+                yield Cancel(line)
+                yield Sleep(HANG_UP)
+                if line.busy_since == busy:
+                    line.hang_up()
 
 
 class Consumer(ConsumerBase[psycopg.Connection[Any]]):
@@ -464,11 +559,11 @@ class Consumer(ConsumerBase[psycopg.Connection[Any]]):
 
     def __iter__(self) -> Iterator[Job]:
         """One message after the other."""
-        return self._iterate(lambda lease: [Job(self._begin, lease, [d]) for d in lease.deliveries])
+        return self._iterate(lambda lease, given: [Job(self._begin, lease, [d]) for d in given])
 
     def batches(self) -> Iterator[Batch]:
         """All messages of a lease (up to `n`) at a time."""
-        return self._iterate(lambda lease: [Batch(self._begin, lease, lease.deliveries)])
+        return self._iterate(lambda lease, given: [Batch(self._begin, lease, given)])
 
     def run(self, handler: Callable[[Job], object]) -> None:
         """Call `handler` for each message until stopped; what it raises is the reason of a nack."""
@@ -494,48 +589,62 @@ class Consumer(ConsumerBase[psycopg.Connection[Any]]):
     _iterator: Generator[Any, None, None] | None = None
     _line: Line
 
-    def _iterate(self, split: Callable[[Lease], Iterable[Unit[Any]]]) -> Iterator[Any]:
+    def _iterate(self, split: Split) -> Iterator[Any]:
         self._start()
         iterator = self._deliver(split)
         if self._entered:  # closed by __exit__, which knows the exception
             self._iterator = iterator
         return iterator
 
-    def _deliver(self, split: Callable[[Lease], Iterable[Unit[Any]]]) -> Generator[Any, None, None]:
+    def _deliver(self, split: Split) -> Generator[Any, None, None]:
         with ExitStack() as stack:
-            self._line, extend, maintain = self._lines = [
-                stack.enter_context(closing(Line(self._open))) for _ in range(3)
+            self._line, extend, maintain, guard = self._lines = [
+                stack.enter_context(closing(Line(self._open, pooled=not self._listen)))
+                for _ in range(4)
             ]
             if self._signals:
                 stack.enter_context(stops_on_signal(self.stop))
-            stack.enter_context(self._beside(extend, self._extending()))
-            stack.enter_context(self._beside(maintain, self._maintaining()))
+            stack.enter_context(self._beside(guard, self._guarding))
+            stack.callback(self._end)
+            stack.enter_context(self._beside(extend, self._extending))
+            stack.enter_context(self._beside(maintain, self._maintaining))
             try:
                 yield from self._line.deliver(self._main(split))
             finally:
-                self._closed = True
+                self._close()
                 self._line.run(self._finish())
 
     def _open(self) -> psycopg.Connection[Any]:
         if callable(self._connect):
             return self._connect()
         return psycopg.connect(
-            self._connect,
-            autocommit=True,
-            prepare_threshold=self._prepare_threshold,
+            with_patience(self._connect),
             fallback_application_name=f"mq {self.queue}",
         )
 
     @contextlib.contextmanager
-    def _beside(self, line: Line, flow: Flow[None]) -> Iterator[None]:
+    def _beside(self, line: Line, flow: Callable[[], Flow[None]]) -> Iterator[None]:
         """Run a flow in a thread of its own."""
-        thread = threading.Thread(target=line.run, args=(flow,), name="mq", daemon=True)
+
+        def run() -> None:
+            while not self._closed:
+                try:
+                    line.run(flow())
+                    return
+                except Exception:
+                    self._log_defect()
+                    line.disconnect()
+                    line.sleep(RESTART)
+
+        thread = threading.Thread(target=run, name="mq", daemon=True)
         thread.start()
         try:
             yield
         finally:
             line.wake()
             line.cancel()
+            thread.join(HANG_UP)
+            line.hang_up()
             thread.join(JOIN_SECONDS)
 
     def _begin(self, stack: ExitStack) -> psycopg.Connection[Any]:
@@ -563,12 +672,12 @@ class AsyncConsumer(ConsumerBase[Awaitable[psycopg.AsyncConnection[Any]]]):
     def __aiter__(self) -> AsyncIterator[AsyncJob]:
         """One message after the other."""
         return self._iterate(
-            lambda lease: [AsyncJob(self._begin, lease, [d]) for d in lease.deliveries]
+            lambda lease, given: [AsyncJob(self._begin, lease, [d]) for d in given]
         )
 
     def batches(self) -> AsyncIterator[AsyncBatch]:
         """All messages of a lease (up to `n`) at a time."""
-        return self._iterate(lambda lease: [AsyncBatch(self._begin, lease, lease.deliveries)])
+        return self._iterate(lambda lease, given: [AsyncBatch(self._begin, lease, given)])
 
     async def run(self, handler: Callable[[AsyncJob], Awaitable[object]]) -> None:
         """Await `handler` for each message until stopped; what it raises is the reason of a nack."""
@@ -594,29 +703,31 @@ class AsyncConsumer(ConsumerBase[Awaitable[psycopg.AsyncConnection[Any]]]):
     _iterator: AsyncGenerator[Any, None] | None = None
     _line: AsyncLine
 
-    def _iterate(self, split: Callable[[Lease], Iterable[Unit[Any]]]) -> AsyncIterator[Any]:
+    def _iterate(self, split: Split) -> AsyncIterator[Any]:
         self._start()
         iterator = self._deliver(split)
         if self._entered:  # closed by __aexit__, which knows the exception
             self._iterator = iterator
         return iterator
 
-    async def _deliver(
-        self, split: Callable[[Lease], Iterable[Unit[Any]]]
-    ) -> AsyncGenerator[Any, None]:
+    async def _deliver(self, split: Split) -> AsyncGenerator[Any, None]:
         async with AsyncExitStack() as stack:
-            self._line, extend, maintain = self._lines = [AsyncLine(self._open) for _ in range(3)]
+            self._line, extend, maintain, guard = self._lines = [
+                AsyncLine(self._open, pooled=not self._listen) for _ in range(4)
+            ]
             stack.push_async_callback(self._line.disconnect)
             if self._signals:
                 stack.enter_context(stops_on_signal(self.stop))
-            await stack.enter_async_context(self._beside(extend, self._extending()))
-            await stack.enter_async_context(self._beside(maintain, self._maintaining()))
+            await stack.enter_async_context(self._beside(guard, self._guarding))
+            stack.callback(self._end)
+            await stack.enter_async_context(self._beside(extend, self._extending))
+            await stack.enter_async_context(self._beside(maintain, self._maintaining))
             units = self._line.deliver(self._main(split))
             try:
                 async for unit in units:
                     yield unit
             finally:
-                self._closed = True
+                self._close()
                 await units.aclose()
                 await self._line.run(self._finish())
 
@@ -624,16 +735,25 @@ class AsyncConsumer(ConsumerBase[Awaitable[psycopg.AsyncConnection[Any]]]):
         if callable(self._connect):
             return await self._connect()
         return await psycopg.AsyncConnection.connect(
-            self._connect,
-            autocommit=True,
-            prepare_threshold=self._prepare_threshold,
+            with_patience(self._connect),
             fallback_application_name=f"mq {self.queue}",
         )
 
     @contextlib.asynccontextmanager
-    async def _beside(self, line: AsyncLine, flow: Flow[None]) -> AsyncIterator[None]:
+    async def _beside(self, line: AsyncLine, flow: Callable[[], Flow[None]]) -> AsyncIterator[None]:
         """Run a flow in a task of its own."""
-        task = asyncio.create_task(line.run(flow))
+
+        async def run() -> None:
+            while not self._closed:
+                try:
+                    await line.run(flow())
+                    return
+                except Exception:
+                    self._log_defect()
+                    await line.disconnect()
+                    await line.sleep(RESTART)
+
+        task = asyncio.create_task(run())
         try:
             yield
         finally:

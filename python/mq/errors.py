@@ -6,7 +6,7 @@ reachable as ``__cause__``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "QueueNotFound",
     "RetryTransaction",
     "TransactionTooLarge",
+    "Undecodable",
 ]
 
 
@@ -107,8 +108,28 @@ class PermissionDenied(Error):
     """42501: the role lacks a right; the roles of mq are mq_producer, mq_consumer and mq_admin."""
 
 
+class Undecodable(Error):
+    """No SQLSTATE: the server sent JSON that Python cannot decode, such as a number of 5,000 digits.
+
+    Nothing is lost by it: a lease stands, and all the messages are here.
+
+    Attributes:
+        msg_ids: the messages that cannot be decoded.
+        rows: all that the call returned; of those messages, payload and headers are JSON text (`str`).
+    """
+
+    def __init__(self, msg_ids: Sequence[int], rows: Sequence[Any], reason: str) -> None:
+        listed = ", ".join(map(str, msg_ids))
+        super().__init__(
+            f"{'message' if len(msg_ids) == 1 else 'messages'} {listed} cannot be decoded: {reason}",
+            hint="The attribute rows of this error has all of them, these as JSON text.",
+        )
+        self.msg_ids = list(msg_ids)
+        self.rows = list(rows)
+
+
 class ConnectionLost(Error):
-    """Class 08, 57P01 to 57P03, or no answer at all: the connection is gone, or could not be made.
+    """The connection is gone, or could not be made: class 08, what ends a session, or no answer.
 
     Whether a statement under way took effect is not known.
     """
@@ -131,7 +152,12 @@ _BY_CODE: dict[str, type[Error]] = {
     "57P01": ConnectionLost,
     "57P02": ConnectionLost,
     "57P03": ConnectionLost,
+    "57P04": ConnectionLost,
+    "57P05": ConnectionLost,
+    "25P03": ConnectionLost,
+    "25P04": ConnectionLost,
 }
+_ENDS_SESSION = frozenset({"FATAL", "PANIC"})
 _BY_CLASS: dict[str, type[Error]] = {"22": InvalidArgument, "08": ConnectionLost}
 
 
@@ -143,14 +169,14 @@ def from_sqlstate(sqlstate: str) -> type[Error]:
 def from_psycopg(error: psycopg.Error, *, connected: bool = True) -> Error:
     """Translate what psycopg raised.
 
-    `connected` says whether the connection still stands: an error without SQLSTATE on one that does
-    not is a lost connection.
+    `connected` says whether the connection still stands. Whatever the reason, an error on one that
+    does not, or that ends its session, is a lost connection.
     """
     sqlstate = error.sqlstate
-    if sqlstate is not None:
+    if not connected or error.diag.severity_nonlocalized in _ENDS_SESSION:
+        kind: type[Error] = ConnectionLost
+    elif sqlstate is not None:
         kind = from_sqlstate(sqlstate)
-    elif not connected:
-        kind = ConnectionLost
     elif isinstance(error, psycopg.DataError):  # refused by psycopg before it was sent
         kind = InvalidArgument
     else:
@@ -176,8 +202,15 @@ def translated(
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Turn what keeps a connection from being made into `ConnectionLost`, or what its code says."""
+    """Turn whatever keeps a connection from being made into `ConnectionLost`.
+
+    Also what is not psycopg's: a function that makes connections may ask others first, for a token.
+    """
     try:
         yield
     except psycopg.Error as error:
         raise from_psycopg(error, connected=False) from error
+    except Error:
+        raise
+    except Exception as error:
+        raise ConnectionLost(f"{type(error).__name__}: {error}") from error

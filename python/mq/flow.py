@@ -47,7 +47,14 @@ class Deliver:
     unit: Any
 
 
-Step = Connect | Disconnect | Execute | Sleep
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ask the server to end the statement that another line waits for. Takes a moment at most."""
+
+    line: Any
+
+
+Step = Connect | Disconnect | Execute | Sleep | Cancel
 Flow = Generator[Step, Any, T]
 DeliveringFlow = Generator[Step | Deliver, Any, T]
 

@@ -30,6 +30,10 @@ REASON_LENGTH = 1000  # of an exception's text in a history
 AT_ONCE = timedelta(0)
 
 
+class _OwnLeaseLost(LeaseLost):
+    """The lease of the unit itself; a handler may lose others."""
+
+
 class Unit(Generic[BeginT]):
     """Messages that are settled together.
 
@@ -80,7 +84,7 @@ class Unit(Generic[BeginT]):
             reason: why, for the history.
             dead: True: never again, straight to the dead letters.
         """
-        self._outcome = Nack(delay, _storable(reason), dead)
+        self._outcome = Nack(delay, storable(reason), dead)
 
     def __enter__(self) -> Self:
         return self
@@ -98,9 +102,9 @@ class Unit(Generic[BeginT]):
 
     def _failed(self, error: BaseException) -> bool:
         """Note what a handler raised; True if it goes no further."""
-        if isinstance(error, LeaseLost):
+        if isinstance(error, _OwnLeaseLost):
             log.warning("queue %s: lease of %s lost, rolled back", self.queue, self._msg_ids)
-            self._lease.lost = True
+            self._lease.doubt()
             self._mark_settled()
             return True
         if isinstance(error, Exception):
@@ -129,9 +133,16 @@ class Unit(Generic[BeginT]):
     def _settling(self) -> Call[int]:
         return self._lease.settling(self._msg_ids, self._outcome or ACK, strict=True)
 
-    def _check(self, settled: int) -> None:
-        if settled < len(self._msg_ids):
-            raise LeaseLost("the lease was lost")
+    @contextmanager
+    def _strictly(self) -> Iterator[list[int]]:
+        """Around the settling call of a transaction, which appends how many it settled."""
+        settled: list[int] = []
+        try:
+            yield settled
+        except LeaseLost as error:
+            raise _OwnLeaseLost(error.message, sqlstate=error.sqlstate) from error
+        if sum(settled) < len(self._msg_ids):
+            raise _OwnLeaseLost("the lease was lost")
 
 
 class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
@@ -153,7 +164,8 @@ class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
         try:
             with stack:
                 yield connection
-                self._check(Client(connection).call(self._settling()))
+                with self._strictly() as settled:
+                    settled.append(Client(connection).call(self._settling()))
                 committed = True
         except BaseException as error:
             if not self._failed(error):
@@ -175,7 +187,8 @@ class _Async(Unit[Callable[[AsyncExitStack], Awaitable[psycopg.AsyncConnection[A
         try:
             async with stack:
                 yield connection
-                self._check(await AsyncClient(connection).call(self._settling()))
+                with self._strictly() as settled:
+                    settled.append(await AsyncClient(connection).call(self._settling()))
                 committed = True
         except BaseException as error:
             if not self._failed(error):
@@ -250,7 +263,7 @@ def failure_reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _storable(reason: str | None) -> str | None:
+def storable(reason: str | None) -> str | None:
     """As the database can store it: no NUL, no half of a surrogate pair, not too long."""
     if reason is None:
         return None

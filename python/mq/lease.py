@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -49,9 +50,12 @@ class Lease:
         self.lost = False
         #: Messages that the server was told nothing of.
         self.left = len(deliveries)
-        #: Outcomes that the server was not told yet, in order, and since when there are some.
+        #: True once the server did not know it when asked to extend it. It may be that it was being
+        #: settled at that moment, so that it is asked once more.
+        self.doubtful = False
+        #: Outcomes that the server was not told yet, in order, and when it heard of us last.
         self._unsent: deque[tuple[Outcome, list[int]]] = deque()
-        self._unsent_since = 0.0
+        self._told_at = asked_at
 
     def renewed(self, asked_at: float, length: float) -> None:
         """It lasts for `length` seconds from when the server was asked, if not a little longer.
@@ -60,6 +64,11 @@ class Lease:
         """
         self.renew_at = asked_at + length / 2
         self.ends_at = asked_at + length
+        self.doubtful = False
+
+    def doubt(self) -> None:
+        """It may be over: nothing more is handed out before the server was asked."""
+        self.ends_at = -math.inf
 
     @property
     def ran_out(self) -> bool:
@@ -68,21 +77,23 @@ class Lease:
 
     def decide(self, msg_ids: Sequence[int], outcome: Outcome) -> None:
         """Note what became of messages, for the next `unsent`."""
-        if not self._unsent:
-            self._unsent_since = time.monotonic()
-        elif self._unsent[-1][0] == outcome:
+        if self._unsent and self._unsent[-1][0] == outcome:
             self._unsent[-1][1].extend(msg_ids)
-            return
-        self._unsent.append((outcome, list(msg_ids)))
+        else:
+            self._unsent.append((outcome, list(msg_ids)))
 
     def settled(self, count: int) -> None:
         """The server knows of `count` more messages."""
         self.left -= count
 
     def pressing(self, patience: float) -> bool:
-        """True if the server should hear now: something failed, or `patience` seconds are over."""
+        """True if the server should hear now: something failed, or `patience` seconds are over.
+
+        Those since it heard last, not since something was done: a slow handler's work is told of
+        before the next begins.
+        """
         return any(outcome != ACK for outcome, _ in self._unsent) or (
-            bool(self._unsent) and time.monotonic() - self._unsent_since >= patience
+            bool(self._unsent) and time.monotonic() - self._told_at >= patience
         )
 
     @property
@@ -105,6 +116,7 @@ class Lease:
     def sent(self) -> None:
         """The statement of `unsent` was run."""
         self.settled(len(self._unsent.popleft()[1]))
+        self._told_at = time.monotonic()
 
     def settling(
         self, msg_ids: Sequence[int], outcome: Outcome, *, strict: bool | None = None

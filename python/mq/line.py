@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import selectors
 import socket
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .async_client import AsyncClient
 from .calls import Call
 from .client import Client
 from .errors import ConnectionLost, Error, connecting, translated
-from .flow import Connect, Deliver, DeliveringFlow, Execute, Flow, Sleep, Step
+from .flow import Cancel, Connect, Deliver, DeliveringFlow, Execute, Flow, Sleep, Step
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 AsyncConnection = psycopg.AsyncConnection[Any]
+
+CANCEL_SECONDS = 2.0  # to reach the server with a request to cancel
+# So that a server that says nothing is noticed; seconds, and milliseconds.
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+# dequeue needs it, and a role or a database may default to another. Nothing is set where it is so.
+_READ_COMMITTED = (
+    "select set_config('default_transaction_isolation', 'read committed', false)"
+    " where current_setting('default_transaction_isolation') <> 'read committed'"
+)
+
+
+def with_patience(conninfo: str) -> str:
+    """`conninfo` with limits of our own for a server that does not answer, where it sets none."""
+    given = conninfo_to_dict(conninfo)
+    if "service" in given:  # whose file may set them
+        return conninfo
+    unset = {o.keyword.decode() for o in psycopg.pq.Conninfo.get_defaults() if o.val is None}
+    ours = {name: v for name, v in _PATIENCE.items() if name in unset and name not in given}
+    return make_conninfo(conninfo, **ours)
+
+
+def _hang_up(connection: Connection | AsyncConnection | None) -> None:
+    # Not close(): another thread, or task, is using it, and is told by the end of its socket.
+    if connection is not None:
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as end,
+        ):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def _read_notifications(connection: Connection | AsyncConnection) -> bool:
@@ -37,9 +74,14 @@ def _read_notifications(connection: Connection | AsyncConnection) -> bool:
 class Line:
     """The sync one. Only `wake` may be called from another thread, or from a signal handler."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[[], Connection], *, pooled: bool = False) -> None:
+        """`connect` makes a connection. `pooled`: its session may be another's after a commit."""
         self._connect = connect
+        self._pooled = pooled
         self._connection: Connection | None = None
+        self._closed = False
+        #: Since when a statement has been waited for; None: there is none.
+        self.busy_since: float | None = None
         self._notified = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -59,16 +101,39 @@ class Line:
     def perform(self, step: Step) -> Any:
         """Do one step of a flow."""
         if isinstance(step, Execute):
-            return self.call(step.call)
+            with self._busy():
+                return self.call(step.call)
         if isinstance(step, Sleep):
             return self.sleep(step.seconds)
+        if isinstance(step, Cancel):
+            return step.line.cancel()
         self.disconnect()
         if isinstance(step, Connect):
             with connecting():
                 self._connection = self._connect()
-                self._connection.autocommit = True
-            self._connection.add_notify_handler(self._on_notify)
+                with self._busy():
+                    self._make_ready(self._connection)
         return None
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self.busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_since = None
+
+    def _make_ready(self, connection: Connection) -> None:
+        connection.autocommit = True
+        connection.add_notify_handler(self._on_notify)
+        if connection.isolation_level is None:
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        if self._pooled:
+            connection.prepare_threshold = None
+        else:
+            connection.execute(_READ_COMMITTED)
+        if self._closed:  # we were left alone while connecting
+            self.disconnect()
 
     def call(self, call: Call[T]) -> T:
         """Run a statement in a transaction of its own."""
@@ -111,10 +176,15 @@ class Line:
         """Ask the server to end the statement that runs in another thread."""
         if (connection := self._connection) is not None:
             with contextlib.suppress(psycopg.Error):
-                connection.cancel_safe(timeout=5)
+                connection.cancel_safe(timeout=CANCEL_SECONDS)
+
+    def hang_up(self) -> None:
+        """Break the connection under a statement that another thread waits for."""
+        _hang_up(self._connection)
 
     def close(self) -> None:
         """Close everything."""
+        self._closed = True
         self.disconnect()
         self._wake_in.close()
         self._wake_out.close()
@@ -149,9 +219,14 @@ class Line:
 class AsyncLine:
     """The async one. Only `wake` may be called from another thread, or from a signal handler."""
 
-    def __init__(self, connect: Callable[[], Awaitable[AsyncConnection]]) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[AsyncConnection]], *, pooled: bool = False
+    ) -> None:
+        """As `Line`."""
         self._connect = connect
+        self._pooled = pooled
         self._connection: AsyncConnection | None = None
+        self.busy_since: float | None = None
         self._notified = False
         self._loop = asyncio.get_running_loop()
         self._stir = asyncio.Event()
@@ -171,9 +246,12 @@ class AsyncLine:
     async def perform(self, step: Step) -> Any:
         """Do one step of a flow."""
         if isinstance(step, Execute):
-            return await self.call(step.call)
+            with self._busy():
+                return await self.call(step.call)
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
+        if isinstance(step, Cancel):
+            return await step.line.cancel()
         await self.disconnect()
         if isinstance(step, Connect):
             with connecting():
@@ -183,9 +261,27 @@ class AsyncLine:
                     # psycopg leaves a connection that was being made to be closed when its frames go.
                     traceback.clear_frames(error.__traceback__)
                     raise
-                await self._connection.set_autocommit(True)
-            self._connection.add_notify_handler(self._on_notify)
+                with self._busy():
+                    await self._make_ready(self._connection)
         return None
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self.busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_since = None
+
+    async def _make_ready(self, connection: AsyncConnection) -> None:
+        await connection.set_autocommit(True)
+        connection.add_notify_handler(self._on_notify)
+        if connection.isolation_level is None:
+            await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        if self._pooled:
+            connection.prepare_threshold = None
+        else:
+            await connection.execute(_READ_COMMITTED)
 
     async def call(self, call: Call[T]) -> T:
         """Run a statement in a transaction of its own."""
@@ -222,6 +318,16 @@ class AsyncLine:
             await self._connection.close()
             self._connection = None
         self._notified = False
+
+    async def cancel(self) -> None:
+        """Ask the server to end the statement that runs in another task."""
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(psycopg.Error):
+                await connection.cancel_safe(timeout=CANCEL_SECONDS)
+
+    def hang_up(self) -> None:
+        """Break the connection under a statement that another task waits for."""
+        _hang_up(self._connection)
 
     def _on_notify(self, _: psycopg.Notify) -> None:
         self._notified = True
