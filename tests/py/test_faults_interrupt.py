@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from support import conserve, points, template, wait
+from support import conserve, points, race, template, wait
 from support.load import Load
 from support.race import Background, Connect, value
 from support.server import Server
@@ -251,3 +251,25 @@ def test_backends_killed_under_load_lose_nothing(
             crash(own_database, [pid])
         load.goes_on()
     conserve.check(own_database, known=load.committed)
+
+
+@pytest.mark.xfail(
+    raises=psycopg.errors.LockNotAvailable,
+    reason="maintain() catches the lock timeout in some of its steps only",
+)
+@pytest.mark.parametrize("table", ["block", "lease"])
+def test_a_locked_table_of_one_queue_leaves_upkeep_of_the_others_alone(
+    database: str, conn: psycopg.Connection, connect: Connect, table: str
+) -> None:
+    """As by VACUUM FULL of the whole database."""
+    conserve.prepare(database, "a", "b")
+    for queue in ("a", "b"):
+        conserve.send(conn, [ord(queue)], queue)
+        conserve.settle(conn, conserve.receive(conn, 1, queue), queue)
+        conn.execute("select mq.rotate_segment(%s)", (queue,))
+    number = value(conn, "select queue_id from mq.queue where name = 'a'")
+    with points.held(connect(), f"lock table mq.{table}_{number}_1 in access exclusive mode"):
+        for _ in range(4):
+            conn.execute("select mq.maintain()")
+        assert race.segments(conn, "b") == 1
+    conserve.check(database)
