@@ -235,7 +235,19 @@ def test_what_is_too_long_is_cut_in_messages(mallory: psycopg.Connection) -> Non
     assert long == []
 
 
-@pytest.mark.parametrize("collation", ['"C"', "security.case_insensitive"])
+@pytest.mark.parametrize(
+    "collation",
+    [
+        '"C"',
+        pytest.param(
+            "security.case_insensitive",
+            marks=pytest.mark.xfail(
+                reason="names, modes and receipts are compared in the collation of the argument",
+                strict=True,
+            ),
+        ),
+    ],
+)
 def test_a_collation_that_comes_with_an_argument_changes_nothing(
     mallory: psycopg.Connection, conn: psycopg.Connection, collation: str
 ) -> None:
@@ -247,14 +259,16 @@ def test_a_collation_that_comes_with_an_argument_changes_nothing(
         except psycopg.errors.FeatureNotSupported:
             pytest.skip("a server without ICU")
     upper = {"queue": "Q", "mode": "LEASE", "notify": "AUTO", "subscription": "DEFAULT"}
+    changed = []
     for function, name in texts(mallory):
         for text in (arguments(function).get(name), upper.get(name)):
             if text is not None and text != LIVE:
                 given = arguments(function) | {name: text}
-                plain = attempt(mallory, function, given)
-                error = attempt(mallory, function, given, collation)
-                states = [e and e.sqlstate for e in (plain, error)]
-                assert states[0] == states[1], f"{function.name}, {name} => {text!r}: {states}"
+                plain, other = (attempt(mallory, function, given, c) for c in ("", collation))
+                states = [error and error.sqlstate for error in (plain, other)]
+                if states[0] != states[1]:
+                    changed.append(f"{function.name}, {name} => {text!r}: {states}")
+    assert changed == []
 
 
 @pytest.mark.xfail(

@@ -48,7 +48,7 @@ def intervals(server_version: int) -> Text:
             "{} months {} days {} microseconds".format,
             st.integers(-3000, 3000),
             st.integers(-100_000, 100_000),
-            st.integers(-(2**53), 2**53),
+            st.integers(-(2**31), 2**31 - 1),
         ),
     )
 
