@@ -237,7 +237,7 @@ SETTINGS = functools.partial(
 
 def check_log(server: Server, mark: int) -> None:
     said = server.log_tail(1_000_000, since=mark)
-    bad = r"^.*(?:PANIC|FATAL|TRAP|terminated by signal|XX\d{3}).*$"
+    bad = r"^.*(?:PANIC|TRAP|terminated by signal|XX\d{3}).*$"
     assert re.findall(bad, said, re.MULTILINE) == []
 
 
