@@ -207,16 +207,18 @@ class Arena:
         figures: Figures = {
             "calls_s": round(calls_s, 1),
             "messages_s": round(load.n * calls_s),
-            "full": round(full, 3),
             "calls": done.calls,
             "all_calls": done.all_calls,
-            "clients": min(clients, contestant.peer.most_clients),
+            "failed": done.failed,
+            "clients": contestant.peer.clients(load, clients),
             "p50_ms": done.percentile(50),
             "p95_ms": done.percentile(95),
             "p99_ms": done.percentile(99),
             "cpu_us": round(cpu * 1e6 / max(1, done.calls_until_end), 1),
             "dead_tuples": self._dead(name),
         }
+        if load.work != "enqueue":
+            figures["full"] = round(full, 3)
         if load.work == "drain":
             figures["ran_dry"] = left == 0
         if series:
@@ -276,7 +278,7 @@ class Arena:
             script = self.script(c, batch, folder / f"{name}-aging.sql")
             more = ["--time", str(round(seconds)), "--latency-limit", "100"]
             more += ["--rate", str(rate / batch.n)]
-            running.append(self.run_pgbench(c, name, script, min(4, c.peer.most_clients), more))
+            running.append(self.run_pgbench(c, name, script, c.peer.clients(batch, 4), more))
         for c, program in zip(names, running, strict=True):
             _, stderr = program.communicate(timeout=seconds + 120)
             if program.returncode != 0:
@@ -292,7 +294,7 @@ class Arena:
         folder: Path,
     ) -> subprocess.Popen[str]:
         script = self.script(contestant, load, folder / f"{name}.sql")
-        clients = min(clients, contestant.peer.most_clients)
+        clients = contestant.peer.clients(load, clients)
         more = ["--time", str(seconds), "--log", "--log-prefix", str(folder / name)]
         return self.run_pgbench(contestant, name, script, clients, more)
 

@@ -23,6 +23,7 @@ class Done:
     calls: int = 0  # ended in its turns after the warm-up
     seconds: float = 0.0  # of these turns
     all_calls: int = 0
+    failed: int = 0  # deadlocks and serialization failures, which pgbench does not try again
     calls_until_end: int = 0  # until its last turn ended
     latencies: list[int] = field(default_factory=list)  # us, of calls that no pause interrupted
     series: list[int] = field(default_factory=list)  # calls by second of its own time
@@ -60,6 +61,9 @@ def count(folder: Path, prefix: str, turns: list[Turn], warm: float) -> Done:
         with log.open() as lines:
             for line in lines:
                 fields = line.split()
+                if not fields[2].isdigit():
+                    done.failed += 1
+                    continue
                 ends.append((int(fields[4]) + int(fields[5]) / 1e6, int(fields[2])))
     ends.sort()
     done.all_calls = len(ends)

@@ -59,7 +59,7 @@ class Wal(Cell):
     ) -> dict[str, float]:
         """Of all messages in, or out, per message."""
         load = Load(work, self.n, self.payload)
-        clients = min(self.clients, contestant.peer.most_clients)
+        clients = contestant.peer.clients(load, self.clients)
         calls = self.messages // self.n // clients
         with tempfile.TemporaryDirectory(prefix="mq-bench-") as folder:
             script = arena.script(contestant, load, Path(folder) / "script.sql")

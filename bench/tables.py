@@ -20,6 +20,7 @@ COLUMNS = {
     "dead_tuples": ("dead rows", ",.0f"),
     "server_cpu_ms_s": ("CPU ms/s", ",.1f"),
     "private_kb_each": ("private kB/session", ",.0f"),
+    "failed": ("deadlocks", ",.0f"),
     "full": ("full", ".2f"),
 }
 TITLES = ("cell", "contestant", "ratio", "range", *(title for title, _ in COLUMNS.values()))
@@ -63,7 +64,8 @@ def _figures(cell: CellResults, contestant: str) -> list[str]:
     found = []
     for what, (_, form) in COLUMNS.items():
         value = cell.middle(contestant, what)
-        found.append("" if value is None else format(value, form))
+        shown = value is not None and (value or what != "failed")
+        found.append(format(value, form) if shown else "")
     return found
 
 

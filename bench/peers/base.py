@@ -67,6 +67,10 @@ class Peer(ABC):
     #: More consumers than this it cannot have; it gets no more then.
     most_clients: int = 1_000_000
 
+    def clients(self, load: Load, wanted: int) -> int:
+        """How many it can have for that."""
+        return wanted if load.work == "enqueue" else min(wanted, self.most_clients)
+
     @abstractmethod
     def version(self, server: Server) -> str:
         """Which one it is. Raises: Absent."""
