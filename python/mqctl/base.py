@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,8 @@ def explain(error: BaseException) -> tuple[str, str, str]:
         if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
             hint = "The connection was lost. What was not committed was rolled back; try again."
         return message, error.diag.message_detail or "", hint
+    if isinstance(error, OSError):
+        return str(error), "", ""
     return (
         f"{type(error).__name__}: {error}",
         "",
@@ -51,10 +54,12 @@ def explain(error: BaseException) -> tuple[str, str, str]:
     )
 
 
-def show_error(error: BaseException) -> None:
-    """Prints an error to standard error."""
+def show_error(error: BaseException, given: str = "") -> None:
+    """Prints an error to standard error; ``given`` are the connection options, for what its hint says to run."""
     out = console(stderr=True)
     message, detail, hint = explain(error)
+    if given:
+        hint = re.sub(r"\bmqctl [a-z]+\b", lambda command: f"{command[0]} {given}", hint)
     out.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     for label, text in (("DETAIL", detail), ("HINT", hint)):
         if text:
@@ -147,11 +152,22 @@ class Root(Group):
             # Whoever read our output has gone, as `| head` does.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             ctx.exit(1)
+        except (UnicodeEncodeError, OverflowError) as error:
+            if os.environ.get("MQCTL_DEBUG"):
+                raise
+            raise click.UsageError(_unusable(error), ctx) from None
         except Exception as error:
             if os.environ.get("MQCTL_DEBUG"):
                 raise
-            show_error(error)
+            show_error(error, session.spelled())
             ctx.exit(1)
+
+
+def _unusable(error: UnicodeEncodeError | OverflowError) -> str:
+    """What is wrong with an argument that cannot be sent."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a} is not text in the encoding of this system."
+    return f"A number is too large: {error}."
 
 
 def _attach_folder(args: list[str]) -> list[str]:

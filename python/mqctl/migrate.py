@@ -115,7 +115,8 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
     """Remove schema ``mq`` with all queues. The roles stay: they belong to the whole cluster.
 
     One transaction that dropped everything would lock every table at once, more than the lock table may hold. So what
-    belongs to the queues goes first, a few objects a transaction, and the schema last. Interrupted, it can be run again.
+    belongs to the queues goes first, a few objects a transaction, and the schema last. Interrupted, it can be run again,
+    or `install` run to have the grants back.
 
     Raises: MqctlError where schema ``mq`` is missing or not ours, where messages are left and ``force`` is False, and
     where something outside the schema depends on it; ``psycopg.Error``.
@@ -127,23 +128,23 @@ def uninstall(conn: psycopg.Connection[object], *, force: bool = False) -> None:
             detail='There is no schema "mq" with the ledger of mq; nothing was changed.',
         )
     _require_owner(conn)
-    if not force and (left := messages_left(conn)):
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
-        raise MqctlError(
-            f"there are messages left in {plural(len(left), 'queue')}",
-            detail=f"Messages and dead letters: {listed}.",
-            hint="Consume or purge them, or lose them: mqctl uninstall --force",
-        )
     if outside := _dependents(conn):
         raise MqctlError(
             'objects outside schema "mq" depend on it',
             detail=f"They are: {', '.join(outside)}.",
             hint="Drop them first; mqctl never drops what is not its own.",
         )
-    with conn.transaction():
-        _take_lock(conn)
-        roles = _existing_roles(conn)
-        conn.execute(f"revoke usage on schema mq from {', '.join(['public', *roles])}")
+    if not force:
+        _refuse_messages(conn)
+    allowed = _shut(conn)
+    try:
+        if not force:  # once more, now that nobody can add to them
+            _await_writers(conn)
+            _refuse_messages(conn)
+    except BaseException:
+        if allowed:
+            conn.execute(f"grant usage on schema mq to {', '.join(allowed)}")
+        raise
     for kind, query in _GENERATED.items():
         while names := _scalars(conn, query):
             with conn.transaction():
@@ -209,9 +210,37 @@ def _dependents(conn: psycopg.Connection[object]) -> list[str]:
         return _scalars(conn, _DEPENDENTS)
 
 
-def _existing_roles(conn: psycopg.Connection[object]) -> list[str]:
-    query = "select r.rolname from pg_catalog.pg_roles as r where r.rolname = any (%s)"
-    return _scalars(conn, query, [list(catalogue.ROLES)])
+def _refuse_messages(conn: psycopg.Connection[object]) -> None:
+    if left := messages_left(conn):
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
+        raise MqctlError(
+            f"there are messages left in {plural(len(left), 'queue')}",
+            detail=f"Messages and dead letters: {listed}.",
+            hint="Consume or purge them, or lose them: mqctl uninstall --force",
+        )
+
+
+def _shut(conn: psycopg.Connection[object]) -> list[str]:
+    """From here on no role of ours can call anything; those that could, as SQL has them."""
+    query = """
+        select distinct case when a.grantee = 0 then 'public' else a.grantee::regrole::text end
+        from pg_namespace as n, aclexplode(n.nspacl) as a
+        where n.nspname = 'mq' and a.privilege_type = 'USAGE' and a.grantee <> n.nspowner"""
+    with conn.transaction():
+        _take_lock(conn)
+        allowed = _scalars(conn, query)
+        if allowed:
+            conn.execute(f"revoke usage on schema mq from {', '.join(allowed)}")
+    return allowed
+
+
+def _await_writers(conn: psycopg.Connection[object]) -> None:
+    """Until the transactions have ended that wrote before; what they wrote is to be counted."""
+    query = _RELATIONS.format(kind="r").replace(f"limit {_BATCH}", "")
+    for name in _scalars(conn, query):
+        with conn.transaction():
+            _take_lock(conn)
+            conn.execute(f"lock table only {name} in share mode")
 
 
 def _scalars(

@@ -16,6 +16,7 @@ _UNITS = {
     "w": "weeks",
 }
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_LONGEST = 366 * 86400.0
 _SHORT = re.compile(r"\s*(?P<number>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|w)\s*")
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*")
 
@@ -55,17 +56,26 @@ class Json(click.ParamType):  # type: ignore[type-arg]
 
 
 def check_json(text: str) -> str:
-    """``text`` if it is JSON, else ValueError with a message for people."""
+    """``text`` if it may be JSON, else ValueError with a message for people.
+
+    What is refused here, PostgreSQL would refuse as well; it has the last word on the rest.
+    """
     try:
-        json.loads(text, parse_constant=_no_constant)
+        json.loads(
+            text, parse_constant=_no_constant, parse_int=_any_number, parse_float=_any_number
+        )
     except json.JSONDecodeError as error:
         short = text if len(text) <= 40 else text[:37] + "..."
         raise ValueError(
             f"{short!r} is not JSON: {error.msg} at character {error.pos + 1}"
         ) from None
     except RecursionError:
-        raise ValueError("that JSON is nested too deeply") from None
+        pass  # Python's limit is not the server's
     return text
+
+
+def _any_number(digits: str) -> None:
+    """However many digits: the server decides."""
 
 
 def _no_constant(name: str) -> None:
@@ -92,6 +102,8 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
         seconds = float(short["number"]) * _SECONDS[short["unit"]]
         if seconds <= 0:
             self.fail(f"{value!r} is not positive", param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value!r} is longer than a year", param, ctx)
         return seconds
 
 

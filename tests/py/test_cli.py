@@ -21,9 +21,9 @@ from psycopg.conninfo import make_conninfo
 
 from mqctl import __version__, source
 from mqctl.base import Root, _attach_folder
-from mqctl.cli import main
 from mqctl.output import RawJson, duration, size, to_json
 from mqctl.params import check_json
+from mqctl.program import program as main
 from support.server import Server
 from support.server import database as temporary_database
 
@@ -148,7 +148,7 @@ def test_every_command_has_examples_of_itself_in_its_help(name: str) -> None:
         ["enqueue"],
         ["enqueue", "q", "{"],
         ["enqueue", "q", "NaN"],
-        ["enqueue", "q", "[" * 100_000],
+        ["enqueue", "q", "[" * 500],
         ["enqueue", "q", "1", "--file", "-"],
         ["enqueue", "q", "1", "--headers", "{"],
         ["enqueue", "q", "1", "--delay", "30"],
@@ -461,8 +461,21 @@ def test_stats_and_status(ok: Cli) -> None:
 
 def test_maintain(ok: Cli) -> None:
     ok("queue", "create", "q")
-    assert isinstance(ok("maintain", "--json").json, list)
-    ok("maintain", "q")
+    ok("queue", "create", "other")
+    for queue in ("q", "other"):
+        ok("enqueue", queue, "1")
+        ok("dequeue", queue, "--visibility-timeout", "10ms")
+    time.sleep(0.02)
+    swept = {"queue": "q", "action": "swept", "detail": "1 messages"}
+    done = ok("maintain", "q", "--json").json
+    assert swept in done
+    assert {row["queue"] for row in done} == {"q"}
+    assert ok("peek", "q", "--json").json[0]["state"] == "ready"
+    assert {**swept, "queue": "other"} in ok("maintain", "--json").json
+    ok("enqueue", "q", "2")
+    ok("dequeue", "q", "-n", "2", "--visibility-timeout", "10ms")
+    time.sleep(0.02)
+    assert "2 messages" in ok("maintain", "q").out
 
 
 def program(*words: str, dsn: str) -> subprocess.Popen[str]:

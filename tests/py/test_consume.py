@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -178,6 +179,19 @@ def until_asleep(conn: psycopg.Connection[Any]) -> int:
         wait.until(look, "the consumer to sleep")
         if pids := look():
             return pids[0]
+
+
+def until_fast_asleep(conn: psycopg.Connection[Any]) -> None:
+    """The same, past the short looks for those who did not see it register."""
+
+    def look() -> list[int]:
+        return backends(
+            conn,
+            "state = 'idle' and query like '%next_due%'"
+            " and state_change < clock_timestamp() - interval '0.2 s'",
+        )
+
+    wait.until(look, "the consumer to sleep soundly")
 
 
 def until_seen(worker: Worker, payloads: list[Any]) -> None:
@@ -489,10 +503,17 @@ def test_a_notification_wakes(
     start: Start, conn: psycopg.Connection[Any], client: mq.Client, queue: str
 ) -> None:
     worker = start(poll_min=NEVER)
-    for payload in (1, 2):
-        until_asleep(conn)
-        client.enqueue(queue, payload)
-        until_seen(worker, list(range(1, payload + 1)))
+    for seen in ([1, 2], [1, 2, 3, 4]):
+        until_fast_asleep(conn)
+        client.alter_queue(queue, notify="never")
+        client.enqueue(queue, seen[-2])
+        time.sleep(0.2)
+        assert (
+            worker.seen == seen[:-2]
+        )  # it would have looked by now, were it not for want of a call
+        client.alter_queue(queue, notify="auto")
+        client.enqueue(queue, seen[-1])
+        until_seen(worker, seen)
 
 
 def test_nobody_is_missed_who_did_not_see_us_register(

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from mqctl import demo, source
-from mqctl.cli import main
+from mqctl.program import program as main
 
 Connection = psycopg.Connection[Any]
 

@@ -29,7 +29,7 @@ import click
 import psycopg
 import pytest
 
-from mqctl.cli import main
+from mqctl.program import program as main
 from support import binaries
 from support.server import Server
 from support.server import database as temporary_database

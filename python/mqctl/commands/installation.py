@@ -14,6 +14,7 @@ from mqctl import __version__, migrate, source
 from mqctl.base import Group, json_option, note, pass_session, refuse, yes_option
 from mqctl.check import Finding, Report
 from mqctl.check import check as find_drift
+from mqctl.errors import MqctlError
 from mqctl.output import console, plural, print_json, table
 from mqctl.session import Connection, Session
 
@@ -303,8 +304,9 @@ def demo(
     with session.connect() as conn:
         if not migrate.is_installed(conn):
             if not (may_install or session.use_embedded):
-                raise refuse(
-                    "mq is not installed in this database. Run: mqctl install, or mqctl demo --install"
+                raise MqctlError(
+                    f'mq is not installed in database "{conn.info.dbname}"',
+                    hint="Run: mqctl install, or mqctl demo --install",
                 )
             apply(conn, "install")
         result = run(

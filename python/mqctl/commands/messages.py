@@ -11,7 +11,7 @@ from typing import BinaryIO
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mqctl.base import Group, call, json_option, pass_session, refuse, value
+from mqctl.base import Group, call, json_option, note, pass_session, refuse, value
 from mqctl.errors import MqctlError
 from mqctl.output import console, plural, print_json, show
 from mqctl.params import DURATION, JSON, check_json
@@ -36,7 +36,11 @@ def register(root: Group) -> None:
     type=click.File("rb"),
     help="JSON lines, one message a line; - is standard input.",
 )
-@click.option("--text", is_flag=True, help="PAYLOAD, or each line, is plain text rather than JSON.")
+@click.option(
+    "--text",
+    is_flag=True,
+    help="PAYLOAD, or each line, is plain text rather than JSON. Blank lines are left out.",
+)
 @click.option("--headers", type=JSON, help="Headers as JSON, for every message.")
 @click.option("--delay", type=DURATION, help="Deliver after this time.")
 @click.option(
@@ -61,7 +65,8 @@ def enqueue(
 ) -> None:
     """Enqueue PAYLOAD (JSON), or a message for every line of a file or of standard input, and print the ids.
 
-    All the lines go in one transaction, a thousand at a time: either every message is enqueued or none.
+    All the lines go in one transaction, a thousand at a time: either every message is enqueued or none. Blank lines are
+    left out, also with --text; a message of nothing but blanks goes as PAYLOAD.
 
     \b
     Examples:
@@ -197,14 +202,19 @@ def dequeue(session: Session, /, queue: str, count: int, as_json: bool, **option
     with session.connect() as conn:
         rows = call(conn, "dequeue", queue=queue, n=count, **options)
     columns = ("msg_id", "attempt", "enqueued_at", "leased_until", "payload", "headers")
-    show(
-        rows,
-        as_json=as_json,
-        empty=f'Nothing can be delivered from "{queue}" now.',
-        columns=columns,
-    )
-    if rows and not as_json:
-        click.echo(f"receipt {rows[0]['receipt']}")
+    try:
+        show(
+            rows,
+            as_json=as_json,
+            empty=f'Nothing can be delivered from "{queue}" now.',
+            columns=columns,
+        )
+        if rows and not as_json:
+            click.echo(f"receipt {rows[0]['receipt']}")
+    except OSError:
+        if rows:  # they are leased all the same
+            note(f"receipt {rows[0]['receipt']}")
+        raise
 
 
 @click.command(cls=Group.command_class)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -47,6 +48,26 @@ _LESS = (
     "paused",
 )
 _LONGEST_PAUSE = 30.0
+
+
+_SESSION_SECONDS = 3600.0  # a session that has seen many queues holds much; see docs/operations.md
+
+
+def per_queue(conn: Connection, function: str, queue: str | None) -> list[Row]:
+    """Rows of a function for QUEUE, or for each queue in a transaction of its own: no lock table holds hundreds."""
+    if queue is not None:
+        return list(call(conn, function, queue=queue))
+    rows: list[Row] = []
+    for name in [row["name"] for row in call(conn, "queues")]:
+        try:
+            rows += call(conn, function, queue=name)
+        except psycopg.Error as error:
+            if error.sqlstate != _NO_QUEUE:  # dropped meanwhile
+                raise
+    return rows
+
+
+_NO_QUEUE = "MQ001"
 
 
 def register(root: Group) -> None:
@@ -92,7 +113,7 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
     """
     with session.connect() as conn:
         if not watch:
-            rows = call(conn, "queue_stats", queue=queue)
+            rows = per_queue(conn, "queue_stats", queue)
             show(
                 rows,
                 as_json=as_json,
@@ -109,7 +130,7 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
         )
         with _until_stopped() as stopped, live or contextlib.nullcontext():
             while not stopped.is_set():
-                rows = call(conn, "queue_stats", queue=queue)
+                rows = per_queue(conn, "queue_stats", queue)
                 if live is not None:
                     live.update(
                         table(rows, _FIGURES, optional=_LESS, width=out.width), refresh=True
@@ -137,7 +158,7 @@ def status(session: Session, as_json: bool) -> None:
       mqctl status --json
     """
     with session.connect() as conn:
-        queues = call(conn, "queue_stats")
+        queues = per_queue(conn, "queue_stats", None)
         facts = _facts(conn, queues)
     if as_json:
         print_json({**facts, "queues": queues})
@@ -227,22 +248,30 @@ def maintain(session: Session, queue: str | None, loop: bool, every: float, as_j
     """
     if not loop:
         with session.connect() as conn:
-            show(call(conn, "maintain", queue=queue), as_json=as_json, empty="Nothing was due.")
+            show(per_queue(conn, "maintain", queue), as_json=as_json, empty="Nothing was due.")
         return
     session.resolve()  # an embedded server runs as long as the loop
-    pause = every
     with _until_stopped() as stopped:
-        while not stopped.is_set():
-            try:
-                with session.connect() as conn:
-                    pause = every
-                    while not stopped.is_set():
-                        rows = call(conn, "maintain", queue=queue)
-                        if rows:
-                            show(rows, as_json=as_json, empty="")
-                        stopped.wait(every)
-            except (psycopg.OperationalError, ConnectError) as error:
-                message, detail, _ = explain(error)
-                note(f"{message} {detail}".strip() + f"; next try in {pause:.3g} s")
-                stopped.wait(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+        _maintain_until(session, queue, every, stopped, as_json)
+
+
+def _maintain_until(
+    session: Session, queue: str | None, every: float, stopped: threading.Event, as_json: bool
+) -> None:
+    """Upkeep now and then, on a connection that is made anew after errors, and after an hour."""
+    pause = min(every, _LONGEST_PAUSE)
+    while not stopped.is_set():
+        try:
+            with session.connect() as conn:
+                until = time.monotonic() + _SESSION_SECONDS
+                while not stopped.is_set() and time.monotonic() < until:
+                    rows = per_queue(conn, "maintain", queue)
+                    pause = min(every, _LONGEST_PAUSE)
+                    if rows:
+                        show(rows, as_json=as_json, empty="")
+                    stopped.wait(every)
+        except (psycopg.OperationalError, ConnectError) as error:
+            message, detail, _ = explain(error)
+            note(f"{message} {detail}".strip() + f"; next try in {pause:.3g} s")
+            stopped.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
