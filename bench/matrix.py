@@ -30,8 +30,8 @@ def quick() -> list[Cell]:
         race("drain n=1", Load("drain", 1), 64, pair),
         race("drain n=10", Load("drain", 10), 16, pair),
         race("drain n=100", Load("drain", 100), 16, pair),
-        race("enqueue n=1", Load("enqueue", 1), 16, "mq bare"),
-        race("enqueue n=1000", Load("enqueue", 1000), 4, "mq bare:unnest bare:values"),
+        race("enqueue n=1", Load("enqueue", 1), 16, "mq:auto bare"),
+        race("enqueue n=1000", Load("enqueue", 1000), 4, "mq:auto bare:unnest bare:values"),
         wal(1, 8_000),
         wal(100, 80_000),
         latency(1000),
@@ -72,7 +72,7 @@ def surroundings() -> list[Cell]:
     for size in (100, 1000, 16_000):
         load = Load("steady", 10, size)
         cells.append(race(f"payload={size} n=10", load, 16, "mq:next plain:tx"))
-        cells.append(race(f"payload={size} enqueue", Load("enqueue", 1, size), 16, "mq bare"))
+        cells.append(race(f"payload={size} enqueue", Load("enqueue", 1, size), 16, "mq:auto bare"))
     retries = (
         "mq:separate mq:retry mq:separate@snapshot mq:retry@snapshot plain:separate plain:retry"
     )
@@ -181,7 +181,7 @@ def full() -> list[Cell]:
         enqueue = MODES if n == 1 else f"{MODES} mq:copy"
         yardsticks = "bare" if n == 1 else "bare:unnest bare:values bare:copy"
         cells += [
-            race(f"enqueue n={n}", Load("enqueue", n), clients, "mq bare"),
+            race(f"enqueue n={n}", Load("enqueue", n), clients, "mq:auto bare"),
         ]
         if clients < 256:  # times six there would be more connections than the server has
             cells += [
