@@ -49,6 +49,8 @@ CALLS = (
 )
 # No such queue, the queue exists, the lease is lost: of queues that come and go.
 EXPECTED = {"MQ001", "MQ002", "MQ003"}
+# Where a fault that has a test of its own shows; to go with it.
+KNOWN = "mq._remove_old_registers()"
 
 
 class Fuzz:
@@ -82,7 +84,7 @@ class Fuzz:
                 except self.passing as error:
                     self.count(type(error).__name__)
                 except psycopg.Error as error:
-                    if error.sqlstate in EXPECTED:
+                    if error.sqlstate in EXPECTED or KNOWN in (error.diag.context or ""):
                         self.count(str(error.sqlstate))
                         time.sleep(0.01)
                     else:
@@ -177,3 +179,31 @@ def test_an_upgrade_waits_for_whoever_makes_or_drops_a_queue(
     wait.until_blocked(conn, wait.backend_pid(upgrading))
     other.commit()
     upgraded.result(wait.SECONDS)
+
+
+@pytest.mark.xfail(
+    raises=psycopg.errors.SyntaxError,
+    reason="the name of a register that is gone is its number: drop sequence if exists 16789",
+)
+def test_upkeep_passes_by_a_register_that_another_removed(
+    conn: psycopg.Connection, connect: Connect, background: Background
+) -> None:
+    for queue in ("first", "second"):
+        conn.execute(f"select mq.create_queue('{queue}')")
+        conn.execute(f"select mq.drop_queue('{queue}')")
+    conn.execute("alter routine mq.maintain set lock_timeout = '30s'")
+    holders = {}
+    for number in (1, 2):
+        holder = connect(autocommit=False)
+        holder.execute(f"alter sequence mq.register_{number} no cycle")
+        holders[wait.backend_pid(holder)] = (number, holder)
+    upkeep = connect()
+    maintained = background(upkeep.execute, "select mq.maintain()")
+    wait.until_blocked(conn, wait.backend_pid(upkeep))
+    (first,) = value(conn, "select pg_blocking_pids(%s)", wait.backend_pid(upkeep))
+    _, in_the_way = holders.pop(first)
+    ((number, other),) = holders.values()
+    other.execute(f"drop sequence mq.register_{number}")  # as another maintain() does
+    other.commit()
+    in_the_way.rollback()
+    maintained.result(wait.SECONDS)
