@@ -77,7 +77,7 @@ DOUBT = 0.2  # before a lease that the server did not know is asked for again
 # What a server that says nothing may take of our end (see also `line.CANCEL_SECONDS`):
 GRACE = 3.0  # a statement, before it is cancelled,
 HANG_UP = 0.5  # and before the connection is broken
-JOIN_SECONDS = 3.0  # a thread that still connects is left to itself
+JOIN_SECONDS = 1.0  # a thread that still connects is left to itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -632,6 +632,8 @@ class Consumer(ConsumerBase[psycopg.Connection[Any]]):
                     line.run(flow())
                     return
                 except Exception:
+                    if self._closed:  # left to ourselves, see JOIN_SECONDS
+                        return
                     self._log_defect()
                     line.disconnect()
                     line.sleep(RESTART)
@@ -749,6 +751,8 @@ class AsyncConsumer(ConsumerBase[Awaitable[psycopg.AsyncConnection[Any]]]):
                     await line.run(flow())
                     return
                 except Exception:
+                    if self._closed:
+                        return
                     self._log_defect()
                     await line.disconnect()
                     await line.sleep(RESTART)
