@@ -73,9 +73,10 @@ class Procrastinate(Peer):
             )
         )
 
-        @app.task(name="bench", queue="b")
         async def bench(**payload: object) -> None:
             tally.add(payload)
+
+        app.task(name="bench", queue="b")(bench)
 
         async def work() -> None:
             async with app.open_async():
