@@ -67,6 +67,7 @@ log = logging.getLogger("mq")
 C = TypeVar("C")
 Split = Callable[[Lease, list[Delivery]], Iterable[Unit[Any]]]
 
+CANCELLED = "57014"
 RECONNECT_FIRST = 0.1  # seconds
 SHORT_FIRST = 0.005  # between looks while producers that did not see us may still be at work
 EXTEND_IDLE = 60.0  # how long the connection for extending is kept without use
@@ -263,6 +264,9 @@ class ConsumerBase(Generic[C]):
             except RetryTransaction as error:
                 log.info("queue %s: %s; trying again", self.queue, error.message)
                 yield Sleep(self._short.next())
+            except Error as error:
+                if not (self._stopping and error.sqlstate == CANCELLED):  # by _guarding
+                    raise
             if self._stopping:  # what is in hand is left to _finish, which tries once more
                 return
 

@@ -44,6 +44,7 @@ _HINTS = (
     ("invalid port number", "Check PGPORT, and the port in --dsn: a number from 1 to 65535."),
     ("invalid ", "Check the PG variables (PGSSLMODE, ...) and --dsn."),
     ("definition of service", "Check PGSERVICE, PGSERVICEFILE and ~/.pg_service.conf."),
+    ("resolve host", "Check the spelling of the host: PGHOST, or in --dsn."),
     ("could not translate host name", "Check the spelling of the host: PGHOST, or in --dsn."),
     ('missing "="', "A connection string looks like: host=... dbname=..., or postgresql://..."),
 )

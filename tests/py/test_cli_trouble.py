@@ -224,7 +224,9 @@ def test_an_interrupt_while_it_works_ends_it_quietly(
 def test_a_wrong_variable_is_named(env: dict[str, str], says: str) -> None:
     done = mqctl("stats", dsn=None, **env)
     assert done.returncode == 1
-    assert says in done.stderr.decode().partition("HINT: ")[2], done
+    hint = done.stderr.decode().partition("HINT: ")[2]
+    assert hint.startswith("Check "), done
+    assert says in hint, done
 
 
 # Hints that can be typed

@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import mq
 from mq import calls, consumer
-from mq.lease import Lease
+from mq.lease import ACK, Lease
 from mq.line import with_patience
 from support import wait
 from support.server import Server
@@ -269,6 +269,22 @@ def test_a_lease_is_lost_only_when_the_server_says_so_twice(database: str) -> No
     assert lease.renew_at < time.monotonic() + 1
     made._extended(lease, 0, None)
     assert lease.lost
+
+
+def test_what_may_have_been_told_before_is_not_called_lost(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection was lost under a dequeue that settled it by the way."""
+    made = mq.consume(database, "q")
+    now = made_at()
+    for doubtful, said in ((True, False), (False, True)):
+        lease = Lease("q", [mq.Delivery(1, "r", 1, now, now, None, None)], time.monotonic(), 30)
+        lease.decide([1], ACK)
+        flow = made._settle(lease, doubtful=doubtful)
+        next(flow)
+        with pytest.raises(StopIteration):
+            flow.send(0)
+        assert ("lost, or settled before" in caplog.text) is said
 
 
 def made_at() -> Any:
@@ -526,6 +542,20 @@ def test_stop_ends_although_the_server_is_frozen(
         assert worker.error is None
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_statement_that_is_cancelled_for_a_stop_is_no_error(
+    conn: psycopg.Connection[Any], database: str, queue: str, kind: str
+) -> None:
+    with conn.transaction():
+        conn.execute("lock table mq.queue in access exclusive mode")
+        worker = InThread(make(kind, database, queue))
+        wait.until(
+            lambda: conn.execute("select from pg_locks where not granted").rowcount, "it to wait"
+        )
+        assert worker.stop() < 1.5  # lock_timeout is 2 s
+    assert worker.error is None
 
 
 @pytest.mark.usefixtures("hasty")
