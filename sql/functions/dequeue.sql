@@ -14,6 +14,9 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 set lock_timeout = '2s' as $$
 declare
+    v_key      bigint;
+    v_is_common boolean;
+    v_one      mq.delivery;
     q          record;
     v_register bigint;
     v_open     int;
@@ -27,6 +30,31 @@ declare
     v_again    mq._taken[];
     a_ack      text[];
 begin
+    -- The common case, in few expressions: each is made ready anew in every transaction. One message, in a transaction
+    -- of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
+    select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.is_common
+      into v_key, v_vt, v_is_common
+    from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout,
+                 dequeue.n = 1 and not y.paused and (y.content >> 16) & 65535 = y.content & 65535
+                 and y.home_relation = 'mq.queue'::regclass::oid
+                 and current_setting('transaction_isolation') in ('read committed', 'read uncommitted') and pg_current_xact_id_if_assigned() is null
+                 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
+                 and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
+                 and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
+                              and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
+                              and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
+                              and split_part(dequeue.ack, '.', 10) = '', true) as is_common
+          from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
+                from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
+    if v_is_common then
+        v_one := mq._take_one_0(v_key, dequeue.ack, v_vt);
+        if v_one.msg_id is not null then
+            return next v_one;
+            return;
+        end if;
+        dequeue.ack := null;
+    end if;
+
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('dequeue');
     end if;

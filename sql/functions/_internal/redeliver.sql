@@ -5,6 +5,7 @@ returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp
 declare
     q        mq.queue;
     v_count  int := 0;
+    v_block_no bigint;
     v_fit    int := least(64 * _redeliver.n, cardinality(_redeliver.again));
     v_opened boolean := false;
 begin
@@ -14,14 +15,17 @@ begin
     then
         -- Somebody may have opened a block since this call found nothing: what is free in it would be holes behind a
         -- newer one. Then it is delivered instead.
-        return query execute 'select g.* from (select b.block_no from mq.block_' || q.queue_id || '_' || open_slot || ' as b'
-            ' where b.subscription = 1 and b.lane = 0 order by b.subscription desc, b.lane desc, b.block_no desc limit 1) as b'
-            ' cross join lateral mq._gather_' || q.queue_id || '_' || open_slot
-            || '(1::smallint, 0::smallint, b.block_no, null, false, false, $1, $2) as g'
-            using _redeliver.n, _redeliver.vt;
-        get diagnostics v_count = row_count;
+        for v_block_no in
+            execute replace('select b.block_no from mq.block_{t} as b where b.subscription = 1 and b.lane = 0'
+                            ' and b.block_no >= mq._current_{t}(1::smallint, 0::smallint) order by b.block_no', '{t}', q.queue_id || '_' || open_slot)
+        loop
+            return query execute 'select * from mq._gather_' || q.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $3, null, false, false, $1, $2)'
+                using _redeliver.n, _redeliver.vt, v_block_no;
+            get diagnostics v_count = row_count;
+            exit when v_count > 0;
+        end loop;
         if v_count = 0 then
-            execute 'select mq._open_' || q.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $1, false, true, $2)'
+            execute 'select mq._open_' || q.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $1, false, true, $2, false)'
                 into v_opened using _redeliver.n, _redeliver.again[:v_fit];
         end if;
     end if;

@@ -83,8 +83,8 @@ begin
     update mq.segment as s set sealed_at = clock_timestamp() where s.queue_id = _seal.queue_id and s.slot = _seal.slot;
 end $$;
 
--- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the newest
--- block leased. It stays so, so the register may skip the segment whether or not this transaction commits.
+-- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the current block,
+-- and of one that was opened ahead, leased. It stays so, so the register may skip the segment whether or not this transaction commits.
 create or replace function mq._is_exhausted(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -92,8 +92,11 @@ declare
 begin
     execute replace($x$
         select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur), true)
-           and coalesce(cardinality(b.counts), 0) = (select count(*) from mq.lease_{t} as l
-                where l.subscription = 1 and l.lane = 0 and l.block_no = b.block_no and l.rest = 0)
+           and not exists (
+                select from mq.block_{t} as x
+                where x.subscription = 1 and x.lane = 0 and x.block_no >= mq._current_{t}(1::smallint, 0::smallint)
+                  and cardinality(x.counts) > (select count(*) from mq.lease_{t} as l
+                        where l.subscription = 1 and l.lane = 0 and l.block_no = x.block_no and l.rest = 0))
         from (select 1) as one
         left join lateral (select * from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
                            order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b on true

@@ -86,28 +86,24 @@ begin
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
-    perform mq._create_dispatcher();
+    perform mq._create_dispatchers();
 end $f$;
 
 -- _append_0 appends a message to the log of a slot (key: queue_id * 65536 + slot). The first 64 slots have static SQL in
 -- it, the others EXECUTE, which parses and plans each time. It is one function for all of them: with many sessions on
 -- a few cores the caches are cold, and every function more that a call goes through shows. One transaction at a time
 -- makes it anew.
-create or replace function mq._create_dispatcher() returns void
+create or replace function mq._create_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
-    v_branch   text;
-    v_branches text[];
+    s          record;
+    v_appends  text[];
+    v_takes    text[];
 begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
-    for v_branch in
-        select replace(replace(replace(mq._template_append(),
-            '{t}', s.queue_id || '_' || s.slot),
-            '{q}', s.queue_id::text),
-            '{key}', (s.queue_id::bigint * 65536 + s.slot)::text)
-        from mq.slot as s order by s.queue_id, s.slot limit 64
-    loop
-        v_branches := v_branches || v_branch;
+    for s in select x.queue_id, x.slot from mq.slot as x order by x.queue_id, x.slot limit 64 loop
+        v_appends := v_appends || mq._fill_template(mq._template_append(), s.queue_id, s.slot);
+        v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -126,8 +122,39 @@ begin
             perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
             return v_msg_id;
         end $y$
-        $x$, '{branches}', array_to_string(v_branches, E'\n            els'));
-    revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
+        $x$, '{branches}', array_to_string(v_appends, E'\n            els'));
+    execute replace($x$
+        create or replace function mq._take_one_0(p_key bigint, p_ack text, p_vt interval) returns mq.delivery
+        language plpgsql as $y$
+        declare
+            r record;
+        begin
+            {branches}
+            else
+                if p_ack is not null then
+                    perform mq._ack_late((p_key >> 16)::int, p_ack);
+                end if;
+                return null;
+            end if;
+            if not r.is_acked then
+                perform mq._ack_late((p_key >> 16)::int, p_ack);
+            end if;
+            return r.delivery;
+        end $y$
+        $x$, '{branches}', array_to_string(v_takes, E'\n            els'));
+    perform mq._shut('_0');
+end $f$;
+
+create or replace function mq._fill_template(template text, queue_id int, slot int) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return replace(replace(replace(replace(replace(replace(_fill_template.template,
+        '{t}', _fill_template.queue_id || '_' || _fill_template.slot),
+        '{q}', _fill_template.queue_id::text),
+        '{k}', _fill_template.slot::text),
+        '{key}', (_fill_template.queue_id::bigint * 65536 + _fill_template.slot)::text),
+        '{seed}', (_fill_template.queue_id::bigint * 16777216 + _fill_template.slot * 256 + 1)::text),
+        '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
 end $f$;
 
 -- The functions that read a slot on the hot path, generated so that they are static SQL with cached plans. They carry
@@ -140,12 +167,7 @@ begin
     foreach v_template in array array[
         mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
     loop
-        execute replace(replace(replace(replace(replace(v_template,
-            '{t}', _create_slot_functions.queue_id || '_' || _create_slot_functions.slot),
-            '{q}', _create_slot_functions.queue_id::text),
-            '{k}', _create_slot_functions.slot::text),
-            '{seed}', (_create_slot_functions.queue_id::bigint * 16777216 + _create_slot_functions.slot * 256 + 1)::text),
-            '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
+        execute mq._fill_template(v_template, _create_slot_functions.queue_id, _create_slot_functions.slot);
     end loop;
     perform mq._shut('_' || _create_slot_functions.queue_id || '_' || _create_slot_functions.slot);
 end $f$;
@@ -176,6 +198,6 @@ begin
     end loop;
     perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
     if v_slot is not null then
-        perform mq._create_dispatcher();
+        perform mq._create_dispatchers();
     end if;
 end $$;

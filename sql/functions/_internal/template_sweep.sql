@@ -1,5 +1,5 @@
 -- _stale_<slot>, _sweep_<slot>: leases that ran out, and holes: slices whose consumer rolled back after the next block
--- was opened. Only blocks from the newest block's low_block on are looked at, and its laggards.
+-- had its turn. Only blocks from the newest block's low_block on are looked at, and its laggards.
 create or replace function mq._template_sweep() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
@@ -30,6 +30,16 @@ begin
               and (s.final or s.leased_until >= v_now) offset 0);
 end $$;
 
+-- The block that the next ticket is of. In older ones, what nobody leased is a hole; newer ones were opened ahead.
+create or replace function mq._current_{t}(p_sub smallint, p_lane smallint) returns bigint
+language plpgsql as $$
+begin
+    return (
+        select x.block_no from mq.block_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
+        order by x.subscription desc, x.lane desc, x.block_no desc limit 1);
+end $$;
+
 -- Whether an older block has a slice that nobody leased to its end, nor is about to. Takes no lock that stays.
 create or replace function mq._has_hole_{t}(p_sub smallint, p_lane smallint) returns boolean
 language plpgsql as $$
@@ -38,7 +48,8 @@ declare
     b       record;
     h       record;
 begin
-    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, mq._current_{t}(p_sub, p_lane) as block_no into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
     for h in
         select z.block_no, z.counts
@@ -96,7 +107,8 @@ begin
         exit when v_busy < 10;
     end loop;
 
-    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, mq._current_{t}(p_sub, p_lane) as block_no into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
     for h in
         select x.block_no, s as slice
