@@ -274,7 +274,6 @@ declare
     v_old   text := _rotate_deferral.queue_id || '_' || (1 - ((v_value >> 32) & 1));
     v_rows  bigint;
     v_taken bigint;
-    v_moved mq._taken[];
 begin
     if (v_value >> 33) & 1 = 0 then
         if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
@@ -303,10 +302,12 @@ begin
         perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
         return 'the old set is empty';
     end if;
-    execute format('select array_agg(m) from mq._promote_%s(10000, ''infinity'', 10000) as m', v_old) into v_moved;
-    if v_moved is not null then
-        perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, array(select m.due_at from unnest(v_moved) as m));
-        return format('moved %s messages', cardinality(v_moved));
+    execute format('insert into mq.deferred_%s (msg_id, due_at, enqueued_at, attempt, payload, headers, history)'
+                   ' select m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history'
+                   ' from mq._promote_%s(10000, ''infinity'', 10000) as m', v_open, v_old);
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 then
+        return format('moved %s messages', v_rows);
     end if;
     execute format('select count(*) from (select from mq._waiting_%s() limit 1) as x', v_old) into v_rows;
     if v_rows > 0 then

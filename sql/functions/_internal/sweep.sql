@@ -36,13 +36,13 @@ begin
                 v_taken := null;        -- it is being emptied, or purged: another time
         end;
         v_all := v_all || v_taken;
-        exit when cardinality(v_all) >= _sweep.most;
+        exit when cardinality(v_all) >= _sweep.most or (select sum(pg_column_size(x.payload)) from unnest(v_all) as x) >= 67108864;
     end loop;
     with gone as (
         delete from mq.survivor as s using (
             select x.queue_id, x.token, x.msg_id from mq.survivor as x
             where x.queue_id = _sweep.queue_id and x.leased_until < clock_timestamp()
-            order by x.queue_id, x.token, x.msg_id limit _sweep.most for update skip locked) as o
+            order by x.queue_id, x.token, x.msg_id limit 64 for update skip locked) as o
         where s.queue_id = o.queue_id and s.token = o.token and s.msg_id = o.msg_id
         returning s.*)
     select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired', null)::mq._taken)

@@ -12,7 +12,7 @@ begin
                     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
                     where p_ack is not null and x.subscription = 1 and x.lane = 0 and x.block_no = split_part(p_ack, '.', 5)::bigint
                       and x.slice = split_part(p_ack, '.', 6)::int and x.part = split_part(p_ack, '.', 7)::int
-                      and x.token::text = split_part(p_ack, '.', 9)
+                      and x.head_slice = x.slice and x.head_part = x.part and x.token::text = split_part(p_ack, '.', 9)
                     on conflict do nothing returning 1),
                 drawn as materialized (
                     select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id,
