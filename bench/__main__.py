@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rich.markup import escape  # noqa: E402
 
 from bench import matrix, tables  # noqa: E402
 from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
-from bench.cells import Cell  # noqa: E402
+from bench.cells import Cell, Race  # noqa: E402
 from bench.peers import Absent, Failed  # noqa: E402
 from bench.results import Store  # noqa: E402
 from support.binaries import Unavailable  # noqa: E402
@@ -163,6 +164,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=2, help="of each contestant in a round, after its warm-up"
     )
+    parser.add_argument(
+        "--aging", type=float, help="seconds that a scenario is on before it counts; default 60"
+    )
     parser.add_argument("--server", default=os.environ.get("MQ_TEST_SERVER", "debian"))
     parser.add_argument(
         "--out",
@@ -187,6 +191,11 @@ def main() -> int:
         patterns = options.cell.split(",")
         wanted = [
             c for c in wanted if any(fnmatch.fnmatchcase(c.name, p.strip()) for p in patterns)
+        ]
+    if options.aging is not None:
+        wanted = [
+            replace(c, aging=options.aging) if isinstance(c, Race) and c.aging else c
+            for c in wanted
         ]
     if options.list:
         for cell in wanted:
@@ -214,9 +223,19 @@ def main() -> int:
             return 2
         except KeyboardInterrupt:
             console.print(f"interrupted; --out {store.path} goes on")
-    console.print(tables.table(store.results))
+    for view in tables.tables(store.results):
+        console.print(view)
     store.path.with_suffix(".md").write_text(tables.markdown(store.results))
-    console.print(f"{store.path}, and .md beside it")
+    try:
+        from bench import plots
+    except ImportError:
+        console.print("no plots: pip install 'mqctl[bench]' (matplotlib)")
+        made = []
+    else:
+        made = plots.draw(store.results, store.path.with_suffix(""))
+    console.print(
+        f"written: {', '.join(str(p) for p in (store.path, store.path.with_suffix('.md'), *made))}"
+    )
     return 0
 
 

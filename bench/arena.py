@@ -9,6 +9,7 @@ contestant's own turns after the warm-up.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import subprocess
 import tempfile
@@ -39,7 +40,6 @@ SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    "commit_delay": "0",
     "commit_siblings": "0",
 }
 # A session's first calls compile its functions and fill its caches, on two cores for all of them.
@@ -63,7 +63,11 @@ class Contestant:
         name, _, variant = rest.partition(":")
         if name not in peers.ALL:
             raise ValueError(f"no peer is called {name} ({', '.join(peers.ALL)})")
+        if (scenario or "clean") not in scenarios.ALL:
+            raise ValueError(f"no scenario is called {scenario} ({', '.join(scenarios.ALL)})")
         peer = peers.ALL[name]
+        if variant and variant not in peer.variants:
+            raise ValueError(f"{name} has no variant {variant} ({', '.join(peer.variants)})")
         return cls(peer, variant or peer.variants[0], scenario or "clean")
 
     def __str__(self) -> str:
@@ -82,6 +86,12 @@ class Arena:
             raise Absent(f"this server has no pgbench ({self.pgbench})")
         self._templates: dict[tuple[str, str, Load, int], str] = {}
 
+    def close(self) -> None:
+        """Drops the filled databases, where the server lives on."""
+        for name in self._templates.values():
+            self.server.drop_database(name)
+        self._templates.clear()
+
     def race(
         self,
         contestants: Sequence[Contestant],
@@ -92,12 +102,13 @@ class Arena:
         seconds: float | None = None,
         series: bool = False,
         aging: float = 0,
+        aging_rate: int = 2000,
         in_place: bool = False,
     ) -> dict[str, Figures]:
         """Everybody in turns.
 
         backlog: messages that wait for each; seconds: of each, after its warm-up; series: also calls by second of
-        one's own; aging: so many seconds before, with the scenario already on, some 2,000 messages a second go through;
+        one's own; aging: so many seconds before, with the scenario already on, aging_rate messages a second go through;
         in_place: no copies of filled databases, for what is too big to be copied.
         """
         seconds = seconds or self.seconds
@@ -108,13 +119,12 @@ class Arena:
                 conn.execute("checkpoint")
             for contestant, name in names.items():
                 stack.callback(self.server.drop_database, name)
-                self._prepare(contestant, load, 0 if aging else backlog, name, in_place)
-                if contestant.scenario != "clean":
-                    holder = scenarios.ALL[contestant.scenario]
-                    stack.enter_context(holder(self.server, name))
+                waiting = scenarios.BACKLOGS.get(contestant.scenario, 0 if aging else backlog)
+                self._prepare(contestant, load, waiting, name, in_place)
+                stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
                 stack.enter_context(contestant.peer.attended(self.server, name, load))
             if aging:
-                self._age(names, load, aging, folder)
+                self._age(names, load, aging, aging_rate, folder)
                 for contestant, name in names.items():
                     with self.server.connect(name) as conn:
                         contestant.peer.fill(conn, load, backlog)
@@ -130,11 +140,11 @@ class Arena:
         series: bool,
     ) -> dict[str, Figures]:
         before = {c: self._left(c, name) for c, name in names.items()}
-        each = _warm(clients) + seconds
+        each = warm_up(clients) + seconds
         total = each * len(names)
-        # Slack, since connecting takes a while; what comes after the end is not counted.
+        # A little more: what comes after the end is not counted.
         running = {
-            c: self._start(c, name, load, clients, round(total) + 2, folder)
+            c: self._start(c, name, load, clients, math.ceil(total + 0.2), folder)
             for c, name in names.items()
         }
         turns: dict[Contestant, list[Turn]] = {c: [] for c in names}
@@ -156,9 +166,10 @@ class Arena:
                     running[mine].send_signal(signal.SIGSTOP)
                 turns[mine].append(Turn(started, time.time()))
                 number += 1
-                if series and number % (20 * len(order)) == 0:
+                if series and number % (8 * len(order)) == 0:
                     for c, name in names.items():
-                        samples[c].append((round(time.time() - begin, 1), self._dead(name)))
+                        own = (time.time() - begin) / len(order) - warm_up(clients)
+                        samples[c].append((round(own, 1), self._dead(name)))
             cpu = {c: self.cpu(name, "pgbench") for c, name in names.items()}
             found = {}
             for program in running.values():
@@ -167,7 +178,7 @@ class Arena:
                 _, stderr = program.communicate(timeout=120)
                 if program.returncode != 0:
                     raise Failed(str(c), stderr)
-                done = count(folder, names[c], turns[c], _warm(clients))
+                done = count(folder, names[c], turns[c], warm_up(clients))
                 found[str(c)] = self._figures(
                     c, names[c], load, clients, done, cpu[c], before[c], series
                 )
@@ -188,9 +199,10 @@ class Arena:
     ) -> Figures:
         left = self._left(contestant, name)
         figures: Figures = {
-            "calls_s": round(done.calls / done.seconds, 1),
-            "messages_s": round(load.n * done.calls / done.seconds),
+            "calls_s": round(done.calls / (done.seconds or 1), 1),
+            "messages_s": round(load.n * done.calls / (done.seconds or 1)),
             "calls": done.calls,
+            "all_calls": done.all_calls,
             "clients": min(clients, contestant.peer.most_clients),
             "p50_ms": done.percentile(50),
             "p95_ms": done.percentile(95),
@@ -239,14 +251,26 @@ class Arena:
                 contestant.peer.fill(conn, load, backlog)
 
     def _age(
-        self, names: Mapping[Contestant, str], load: Load, seconds: float, folder: Path
+        self,
+        names: Mapping[Contestant, str],
+        load: Load,
+        seconds: float,
+        rate: int,
+        folder: Path,
     ) -> None:
-        """Some 2,000 messages a second go through everybody's queue, all at the same time."""
-        batch = replace(load, work="steady", n=10)
+        """So many messages a second go through everybody's queue, all at the same time; what is late is left out."""
         running = []
         for c, name in names.items():
+            batch = replace(load, work="steady", n=10)
+            try:
+                c.peer.prepare(self.server, batch)
+                c.peer.script(batch, c.variant)
+            except Absent:
+                batch = replace(batch, n=1)
+                c.peer.prepare(self.server, batch)
             script = self.script(c, batch, folder / f"{name}-aging.sql")
-            more = ["--time", str(round(seconds)), "--rate", "200", "--latency-limit", "100"]
+            more = ["--time", str(round(seconds)), "--latency-limit", "100"]
+            more += ["--rate", str(rate / batch.n)]
             running.append(self.run_pgbench(c, name, script, min(4, c.peer.most_clients), more))
         for c, program in zip(names, running, strict=True):
             _, stderr = program.communicate(timeout=seconds + 120)
@@ -259,12 +283,12 @@ class Arena:
         name: str,
         load: Load,
         clients: int,
-        seconds: float,
+        seconds: int,
         folder: Path,
     ) -> subprocess.Popen[str]:
         script = self.script(contestant, load, folder / f"{name}.sql")
         clients = min(clients, contestant.peer.most_clients)
-        more = ["--time", str(round(seconds)), "--log", "--log-prefix", str(folder / name)]
+        more = ["--time", str(seconds), "--log", "--log-prefix", str(folder / name)]
         return self.run_pgbench(contestant, name, script, clients, more)
 
     def script(self, contestant: Contestant, load: Load, path: Path) -> Path:
@@ -285,7 +309,7 @@ class Arena:
                 *more,
                 name,
             ],
-            env=self.server.env(name),
+            env=self.server.env(name) | contestant.peer.environment(contestant.variant),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -340,14 +364,16 @@ class Arena:
         self._prepare(contestant, load, 0, name, in_place=True)
         with contextlib.ExitStack() as stack:
             stack.callback(self.server.drop_database, name)
-            if contestant.scenario != "clean":
-                stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
+            stack.enter_context(scenarios.ALL[contestant.scenario](self.server, name))
             stack.enter_context(contestant.peer.attended(self.server, name, load))
             yield name
 
     @contextlib.contextmanager
     def set(self, settings: Mapping[str, str]) -> Iterator[None]:
         """Server settings for the length of a `with`."""
+        if not settings:
+            yield
+            return
         with self.server.connect() as conn:
             for name, value in settings.items():
                 conn.execute(f"alter system set {name} = '{value}'".encode())
@@ -359,8 +385,17 @@ class Arena:
                 conn.execute("alter system reset all")
                 conn.execute("select pg_reload_conf()")
 
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[None]:
+        """A synchronous replica on this machine for the length of a `with`."""
+        from support.standby import Standby
 
-def _warm(clients: int) -> float:
+        with Standby(self.server, "bench"), self.set({"synchronous_standby_names": "bench"}):
+            yield
+
+
+def warm_up(clients: int) -> float:
+    """Seconds."""
     return WARM_SECONDS.get(clients, max(1.0, clients / 32))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from bench.arena import WARM_SECONDS, Arena, Contestant, Figures
+from bench.arena import Arena, Contestant, Figures, warm_up
 from bench.peers import Load
 
 # Messages that wait for the consumers, for each second: more than the fastest of them takes.
@@ -50,6 +50,7 @@ class Race(Cell):
     clients: int
     backlog: int | None = None  # None: what the time needs
     aging: float = 0
+    aging_rate: int = 2000
     seconds: float | None = None
     series: bool = False
     in_place: bool = False
@@ -62,7 +63,7 @@ class Race(Cell):
     def measure(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
         backlog = self.backlog
         if backlog is None:
-            backlog = waiting(self.load, self.seconds or arena.seconds)
+            backlog = waiting(self.load, self.clients, self.seconds or arena.seconds)
         return arena.race(
             contestants,
             self.load,
@@ -71,23 +72,40 @@ class Race(Cell):
             seconds=self.seconds,
             series=self.series,
             aging=self.aging,
+            aging_rate=self.aging_rate,
             in_place=self.in_place,
         )
 
 
-def waiting(load: Load, seconds: float) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicated(Race):
+    """The same with a synchronous replica beside the server."""
+
+    def run(self, arena: Arena, contestants: list[Contestant]) -> dict[str, Figures]:
+        with arena.replica():
+            return self.measure(arena, contestants)
+
+
+def waiting(load: Load, clients: int, seconds: float) -> int:
     """How many messages must wait so that nobody runs dry."""
     if load.work == "enqueue":
         return 0
     if load.work == "steady":
         return 10_000
     rate = BACKLOG[min(n for n in BACKLOG if n >= load.n)]
-    return min(MOST_BACKLOG, int(rate * (seconds + WARM_SECONDS[64])))
+    return min(MOST_BACKLOG, int(rate * (seconds + max(warm_up(64), warm_up(clients)))))
 
 
-def race(name: str, load: Load, clients: int, contestants: str, **more: object) -> Race:
+def race(
+    name: str,
+    load: Load,
+    clients: int,
+    contestants: str,
+    kind: type[Race] = Race,
+    **more: object,
+) -> Race:
     """A Race from a list of contestants with spaces between them."""
-    return Race(
+    return kind(
         name=f"{name} clients={clients}",
         load=load,
         clients=clients,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from dataclasses import dataclass, field
@@ -61,7 +62,8 @@ class Store:
         self.runs: list[dict[str, Any]] = []
         if path.exists():
             for line in path.read_text().splitlines():
-                self._take(json.loads(line))
+                with contextlib.suppress(json.JSONDecodeError):  # cut off by an interruption
+                    self._take(json.loads(line))
 
     def _take(self, line: dict[str, Any]) -> None:
         if "cell" not in line:

@@ -106,4 +106,7 @@ ALL: dict[str, Scenario] = {
     "writer": writer,
     "analytics": analytics,
     "dump": dump,
+    "deep": clean,
 }
+# Messages that wait where the scenario is about that.
+BACKLOGS = {"deep": 10_000_000}

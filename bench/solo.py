@@ -149,7 +149,7 @@ class Own(Cell):
         for contestant in contestants:
             with arena.database(contestant, Load("enqueue")) as name:
                 with arena.server.connect(name) as conn:
-                    contestant.peer.fill(conn, Load("drain"), self.messages)
+                    contestant.peer.fill(conn, Load("drain", self.n), self.messages)
                 with consuming(arena, contestant, name, self.concurrency, self.n) as report:
                     time.sleep(arena.seconds + 1)
                 found[str(contestant)] = {

@@ -67,26 +67,45 @@ def _figures(cell: CellResults, contestant: str) -> list[str]:
     return found
 
 
-def table(results: Results) -> Table:
-    """For a terminal."""
-    view = Table(title="first contestant's figure by the others', median of the rounds")
-    body = rows(results)
-    for i in _used(body):
-        view.add_column(TITLES[i], justify="left" if i < 2 else "right", overflow="fold")
-    for row in body:
-        if row[0]:
-            view.add_section()
-        view.add_row(*(row[i] for i in _used(body)))
-    return view
+def tables(results: Results) -> list[Table]:
+    """For a terminal, one for each kind of cell."""
+    views = []
+    for title, body in _kinds(results).items():
+        view = Table(title=title)
+        used = _used(body)
+        for i in used:
+            view.add_column(TITLES[i], justify="left" if i < 2 else "right", overflow="fold")
+        for row in body:
+            if row[0]:
+                view.add_section()
+            view.add_row(*(row[i] for i in used))
+        views.append(view)
+    return views
 
 
 def markdown(results: Results) -> str:
     """For docs."""
-    body = rows(results)
-    used = _used(body)
-    lines = [[TITLES[i] for i in used], ["---" if i < 2 else "--:" for i in used]]
-    lines += [[row[i] for i in used] for row in body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = []
+    for title, body in _kinds(results).items():
+        used = _used(body)
+        lines = [[TITLES[i] for i in used], ["---" if i < 2 else "--:" for i in used]]
+        lines += [[row[i] for i in used] for row in body]
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        text.append(f"**{title}**\n\n{table}")
+    return "\n".join(text)
+
+
+def _kinds(results: Results) -> dict[str, list[list[str]]]:
+    """Rows of the cells that compare the same figure."""
+    kinds: dict[str, Results] = {}
+    for name, cell in results.items():
+        kinds.setdefault(cell.key, {})[name] = cell
+    return {
+        f"{COLUMNS.get(key, (key, ''))[0]}, medians; ratio: the first contestant's by this one's": rows(
+            some
+        )
+        for key, some in kinds.items()
+    }
 
 
 def _used(body: list[list[str]]) -> list[int]:

@@ -49,6 +49,9 @@ class Load:
         return f"'{self.text()}'::jsonb"
 
 
+ASYNC = {"PGOPTIONS": "-c synchronous_commit=off"}
+"""For consumers that accept to see again what they acked right before a crash."""
+
 STAMPED = f"jsonb_build_object('t', extract(epoch from clock_timestamp()), 'p', '{'x' * 160}')"
 """SQL for a payload that says when it was made."""
 
@@ -87,6 +90,10 @@ class Peer(ABC):
 
     def define(self) -> dict[str, str]:
         """Variables of pgbench that a script begins with."""
+        return {}
+
+    def environment(self, variant: str) -> dict[str, str]:
+        """More of it for pgbench."""
         return {}
 
     def files(self, load: Load, variant: str) -> dict[str, str]:

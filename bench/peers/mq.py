@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
 import psycopg
 
-from bench.peers.base import STAMPED, Absent, Load, Peer
+from bench.peers.base import ASYNC, STAMPED, Absent, Load, Peer
 from bench.tally import Tally
 from support.server import Server
 
@@ -21,14 +22,23 @@ CYCLES = {
     "next": "select coalesce(max(receipt), '0') as r from mq.dequeue('b', {n}, ack => nullif(:r::text, '0')) \\gset\n",
     "tx": f"begin;\n{TAKE}{ACK}commit;\n",
     "separate": f"{TAKE}{ACK}",
+    "retry": f"""{TAKE}\\set k random(1, 10)
+\\if :k = 1
+select mq.nack('b', :r, delay => '0') where :r::text <> '0';
+\\else
+{ACK}\\endif
+""",
 }
+CYCLES["async"] = CYCLES["next"]
 NOTIFY = ("auto", "always", "never")
 TEN_MS = timedelta(milliseconds=10)
+MOST_IN_A_SEGMENT = 5_000_000
 SECOND = timedelta(seconds=1)
 
 
 class Mq(Peer):
-    """`next`: dequeue acks the receipt of the call before; `tx`: dequeue and ack in one transaction; `separate`: in two.
+    """`next`: dequeue acks the receipt of the call before; `tx`: dequeue and ack in one transaction; `separate`: in two;
+    `retry`: in two, and one lease in ten is given back with nack; `async`: `next` with synchronous_commit off.
 
     For enqueue the variant says how the queue notifies, and whether messages are copied into the inbox.
     """
@@ -60,6 +70,8 @@ class Mq(Peer):
                         select mq.enqueue_batch('b', array_fill({load.json()}, array[{min(1000, count)}]))
                         from generate_series(1, {max(1, min(100_000, count - done) // 1000)})) as x""".encode()
             )
+            if count > MOST_IN_A_SEGMENT:
+                conn.execute("select * from mq.maintain('b')")  # as somebody would meanwhile
 
     def script(self, load: Load, variant: str) -> str:
         if variant == "copy":
@@ -75,18 +87,39 @@ class Mq(Peer):
         cycle = CYCLES[variant].format(n=load.n)
         return enqueue + cycle if load.work == "steady" else cycle
 
+    def environment(self, variant: str) -> dict[str, str]:
+        return ASYNC if variant == "async" else {}
+
     def stamped(self, variant: str) -> str:
         return f"select mq.enqueue('b', {STAMPED});\n"
 
     def consume(self, dsn: str, variant: str, concurrency: int, n: int, tally: Tally) -> None:
-        """One consumer of the Python client. `never`: it looks every 10 ms."""
+        """Consumers of the Python client, each in a thread. `never`: they look every 10 ms."""
         import mq
 
         poll_min, poll_max = (TEN_MS, TEN_MS) if variant == "never" else (SECOND, 10 * SECOND)
-        with mq.consume(dsn, "b", n=n, poll_min=poll_min, poll_max=poll_max) as consumer:
-            for batch in consumer.batches():
-                for delivery in batch:
-                    tally.add(delivery.payload)
+        consumers = [
+            mq.consume(dsn, "b", n=n, poll_min=poll_min, poll_max=poll_max, signals=False)
+            for _ in range(concurrency)
+        ]
+
+        def stop(*_: object) -> None:
+            for consumer in consumers:
+                consumer.stop()
+
+        def work(consumer: mq.Consumer) -> None:
+            with consumer:
+                for batch in consumer.batches():
+                    for delivery in batch:
+                        tally.add(delivery.payload)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        threads = [threading.Thread(target=work, args=(consumer,)) for consumer in consumers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     def files(self, load: Load, variant: str) -> dict[str, str]:
         return {"inbox": f"b\t{load.text()}\n" * load.n} if variant == "copy" else {}

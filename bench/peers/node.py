@@ -19,13 +19,18 @@ VERSIONS = {"graphile-worker": "0.17.3", "pg-boss": "10.4.2"}
 HERE = Path(__file__).resolve().parent
 
 
+def folder_of(package: str) -> Path:
+    """Where it is, once it is fetched."""
+    return cache_dir() / f"bench-{package}-{VERSIONS[package]}"
+
+
 @cache
 def fetched(package: str) -> Path:
     """The folder that has the package in its node_modules. Raises: Absent."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             raise Absent(f"there is no {program} on the path")
-    folder = cache_dir() / f"bench-{package}-{VERSIONS[package]}"
+    folder = folder_of(package)
     if not (folder / "node_modules" / package / "package.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from bench.peers.base import Absent, Load, Peer
+from bench.peers.base import ASYNC, Absent, Load, Peer
 from support.server import Server
 
 # Claiming changes a column of the partial index's predicate, so a row's new version is nowhere in that index.
@@ -24,6 +24,7 @@ CLAIM = """update jobs set claimed_at = clock_timestamp()
  returning id, payload"""
 CLAIM_ONE = CLAIM.replace("any (array(", "(").replace("locked))", "locked)")
 TAKEN = "select coalesce(array_agg(id), '{{}}')::text as ids from c \\gset\n"
+BACK = "update jobs set claimed_at = null where id = any (:ids::bigint[]);\n"
 ACK = "delete from jobs where id = any (:ids::bigint[]);\n"
 
 
@@ -31,11 +32,12 @@ class Plain(Peer):
     """A table, SKIP LOCKED, UPDATE to claim, DELETE to ack.
 
     `tx`: both in one transaction; `next`: one statement that deletes what the one before claimed, and claims;
-    `separate`: a transaction each.
+    `separate`: a transaction each; `retry`: likewise, and one claim in ten is given back; `async`: `tx` with
+    synchronous_commit off.
     """
 
     name = "plain"
-    variants = ("tx", "next", "separate")
+    variants = ("tx", "next", "separate", "retry", "async")
 
     def version(self, server: Server) -> str:
         return "jobs (identity primary key, partial index of queued rows)"
@@ -52,17 +54,23 @@ class Plain(Peer):
     def script(self, load: Load, variant: str) -> str:
         claim = (CLAIM_ONE if load.n == 1 else CLAIM).format(n=load.n)
         taken = TAKEN.format()
-        if variant == "tx":
+        if variant in ("tx", "async"):
             cycle = f"begin;\nwith c as ({claim})\n{taken}{ACK}commit;\n"
         elif variant == "next":
             cycle = f"with d as ({ACK.rstrip()[:-1]}), c as ({claim})\n{taken}"
         elif variant == "separate":
             cycle = f"with c as ({claim})\n{taken}{ACK}"
+        elif variant == "retry":
+            chance = "\\set k random(1, 10)\n\\if :k = 1\n"
+            cycle = f"with c as ({claim})\n{taken}{chance}{BACK}\\else\n{ACK}\\endif\n"
         else:
             raise Absent(f"the plain table has no cycle called {variant}")
         if load.work == "steady":
             return insert("jobs", load) + cycle
         return cycle if load.work == "drain" else insert("jobs", load)
+
+    def environment(self, variant: str) -> dict[str, str]:
+        return ASYNC if variant == "async" else {}
 
     def define(self) -> dict[str, str]:
         return {"ids": "{}"}

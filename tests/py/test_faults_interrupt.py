@@ -1,0 +1,243 @@
+"""Cancels, timeouts and kills that hit every public function at each of its steps: nothing half done, no lock left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from support import conserve, points, template, wait
+from support.load import Load
+from support.race import Background, Connect, value
+from support.server import Server
+from support.server import database as temporary_database
+
+pytestmark = pytest.mark.faults
+
+Interrupt = Callable[[psycopg.Connection, psycopg.Connection], None]
+
+
+@pytest.fixture
+def state(database: str, conn: psycopg.Connection) -> dict[str, object]:
+    conserve.prepare(database, "q")
+    return points.state(conn)
+
+
+def cancel(observer: psycopg.Connection, conn: psycopg.Connection) -> None:
+    observer.execute("select pg_cancel_backend(%s)", (wait.backend_pid(conn),))
+
+
+def nothing(observer: psycopg.Connection, conn: psycopg.Connection) -> None:
+    """The server does it."""
+
+
+# What is done, and the settings that a call is made under.
+INTERRUPTS: dict[str, tuple[Interrupt, str, type[psycopg.Error]]] = {
+    "cancel": (cancel, "set statement_timeout = 0", psycopg.errors.QueryCanceled),
+    "statement_timeout": (
+        nothing,
+        "set statement_timeout = '30ms'",
+        psycopg.errors.QueryCanceled,
+    ),
+    "lock_timeout": (nothing, "set lock_timeout = '30ms'", psycopg.errors.LockNotAvailable),
+}
+
+
+def test_every_public_function_is_called(conn: psycopg.Connection) -> None:
+    called = {name.partition(" ")[0] for name in points.CALLS}
+    assert called | points.NOT_YET == points.public(conn)
+
+
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", INTERRUPTS)
+@pytest.mark.timeout(600)
+def test_an_interrupted_call_did_nothing_and_leaves_no_lock(
+    database: str,
+    conn: psycopg.Connection,
+    connect: Connect,
+    background: Background,
+    state: dict[str, object],
+    how: str,
+    everywhere: bool,
+) -> None:
+    interrupt, setting, expected = INTERRUPTS[how]
+    shorten_lock_timeouts(conn)
+    holder, caller, observer = connect(), connect(), connect()
+    caller.execute(setting)
+    met = set()
+    for relation, lock in points.relations(conn, everywhere=everywhere):
+        before = totals(observer)
+        for name, call in points.CALLS.items():
+            with points.held(holder, lock):
+                called = points.begin(caller, background, call, state)
+                if points.waits(observer, caller, called):
+                    interrupt(observer, caller)
+                try:
+                    called.result(wait.SECONDS)
+                except (expected, psycopg.errors.LockNotAvailable):
+                    met.add(name)
+                caller.execute("rollback")
+            caller.execute("select mq.unlisten('q')")
+            assert session_locks(observer, caller) == [], f"{name} at {relation}"
+        assert totals(observer) == before, relation
+    assert met >= points.CALLS.keys() - points.WAITS_FOR_NOBODY
+    conserve.check(database, known=range(1, 36), least=35)
+
+
+def shorten_lock_timeouts(conn: psycopg.Connection) -> None:
+    """Bounds of their own that are longer than this test."""
+    for (routine,) in conn.execute(
+        "select oid::regprocedure::text from pg_proc where pronamespace = 'mq'::regnamespace"
+        " and array_to_string(proconfig, ' ') ~ 'lock_timeout'"
+    ).fetchall():
+        conn.execute(f"alter routine {routine} set lock_timeout = '60ms'")
+
+
+def totals(observer: psycopg.Connection) -> object:
+    return observer.execute(
+        "select ready, leased, deferred, delivered_total, settled_total, dead from mq.queue_stats('q')"
+    ).fetchone()
+
+
+def session_locks(observer: psycopg.Connection, conn: psycopg.Connection) -> list[Any]:
+    return observer.execute(
+        "select locktype, mode, relation::regclass, objid from pg_locks where pid = %s and locktype <> 'virtualxid'",
+        (wait.backend_pid(conn),),
+    ).fetchall()
+
+
+# -- at any moment ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["statement_timeout=4ms", "lock_timeout=1ms"])
+def test_a_load_under_a_short_timeout_loses_nothing(database: str, setting: str) -> None:
+    conserve.prepare(database, "a", "b")
+    with Load(database, "a", "b", options=f"-c {setting}") as load:
+        load.goes_on(200)
+    conserve.check(database, known=load.committed)
+
+
+def test_a_load_that_is_cancelled_all_the_time_loses_nothing(
+    database: str, conn: psycopg.Connection
+) -> None:
+    conserve.prepare(database, "a", "b")
+    with Load(database, "a", "b") as load:
+        while load.passed < 200:
+            conn.execute(
+                "select pg_cancel_backend(pid) from pg_stat_activity where application_name = 'load'"
+                " and datname = current_database() and state = 'active' order by random() limit 1"
+            )
+            assert load.errors == []
+        load.goes_on(50)
+    conserve.check(database, known=load.committed)
+
+
+def test_a_load_whose_sessions_are_terminated_loses_nothing(
+    database: str, conn: psycopg.Connection
+) -> None:
+    conserve.prepare(database, "a", "b")
+    with Load(database, "a", "b") as load:
+        for _ in range(40):
+            conn.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'load'"
+                " and datname = current_database() order by random() limit 1"
+            )
+            load.goes_on(5)
+    conserve.check(database, known=load.committed)
+
+
+# -- kill -9 ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server(server: Server) -> Iterator[Server]:
+    """A server that may crash; its pages are whole after that."""
+    with Server(server.name, settings={"full_page_writes": "on"}) as own:
+        yield own
+
+
+@pytest.fixture
+def own_database(own_server: Server) -> Iterator[str]:
+    with temporary_database(own_server, "kills", template.make(own_server)) as dsn:
+        yield dsn
+
+
+@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_backends_killed_inside_every_function_lose_nothing(
+    own_server: Server, own_database: str, background: Background, everywhere: bool
+) -> None:
+    conserve.prepare(own_database, "q")
+    killed = set()
+    with psycopg.connect(own_database, autocommit=True) as first:
+        state = points.state(first)
+        locks = points.relations(first, everywhere=everywhere)
+    for _, lock in locks:
+        own_server_is_up(own_database)
+        with (
+            psycopg.connect(own_database, autocommit=True) as holder,
+            psycopg.connect(own_database, autocommit=True) as observer,
+        ):
+            holder.execute("begin")
+            holder.execute(lock)
+            sessions = {
+                name: psycopg.connect(own_database, autocommit=True) for name in points.CALLS
+            }
+            calls = {
+                name: points.begin(sessions[name], background, call, state)
+                for name, call in points.CALLS.items()
+            }
+            inside = {
+                name
+                for name, called in calls.items()
+                if points.waits(observer, sessions[name], called)
+            }
+            for name in inside:
+                os.kill(wait.backend_pid(sessions[name]), signal.SIGKILL)
+            killed |= inside
+            for name, called in calls.items():
+                error = called.exception(wait.SECONDS)
+                assert error is None or isinstance(error, psycopg.Error), name
+                sessions[name].close()
+    assert killed >= points.CALLS.keys() - points.WAITS_FOR_NOBODY
+    own_server_is_up(own_database)
+    conserve.check(own_database, known=range(1, 36), least=35)
+
+
+def own_server_is_up(dsn: str) -> None:
+    """Until the server has recovered from the crash."""
+
+    def look() -> bool:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as conn:
+                return bool(value(conn, "select true"))
+        except psycopg.OperationalError:
+            return False
+
+    wait.until(look, "the server to recover")
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_backends_killed_under_load_lose_nothing(
+    own_server: Server, own_database: str, times: int
+) -> None:
+    conserve.prepare(own_database, "a", "b")
+    with Load(own_database, "a", "b") as load:
+        for _ in range(times):
+            load.goes_on(random.randint(5, 60))
+            own_server_is_up(own_database)
+            with psycopg.connect(own_database, autocommit=True) as conn:
+                pid = value(
+                    conn,
+                    "select pid from pg_stat_activity where application_name = 'load' order by random() limit 1",
+                )
+            os.kill(pid, signal.SIGKILL)
+        load.goes_on()
+    own_server_is_up(own_database)
+    conserve.check(own_database, known=load.committed)
