@@ -28,6 +28,7 @@ declare
     v_give_up  timestamptz := clock_timestamp() + interval '50 milliseconds';
     v_begun    boolean := pg_current_xact_id_if_assigned() is not null;
     v_again    mq._taken[];
+    v_taken    int;
     a_ack      text[];
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction. One message, in a transaction
@@ -52,7 +53,9 @@ begin
             return next v_one;
             return;
         end if;
-        dequeue.ack := null;
+        if v_one.attempt is null then       -- 0: not even the receipt was looked at
+            dequeue.ack := null;
+        end if;
     end if;
 
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -139,22 +142,25 @@ begin
                 return;
             end if;
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
-            -- the end of it.
+            -- the end of it. And where nothing comes of it (all dead letters, say), only in a transaction that ends with
+            -- this statement; else it is undone, with its locks, and left to others.
             if not v_begun and mq._is_stale(q.queue_id) then
                 begin
-                    select x.again, x.taken into v_again, v_count from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
-                    if v_count = 0 then
-                        raise exception using errcode = 'MQ000';        -- gives the sweep's locks back
+                    select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
+                    v_count := 0;
+                    if cardinality(v_again) > 0 then
+                        return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
+                        get diagnostics v_count = row_count;
+                    end if;
+                    if v_taken = 0 or v_count = 0 and now() <> statement_timestamp() then
+                        raise exception using errcode = 'MQ000';
                     end if;
                 exception
                     when sqlstate 'MQ000' then
-                        v_again := null;
+                        null;
                 end;
-                if cardinality(v_again) > 0 then
-                    return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
-                end if;
                 -- Also where that gave nothing: what the sweep settled is for others only once this commits.
-                if pg_current_xact_id_if_assigned() is not null then
+                if v_count > 0 or pg_current_xact_id_if_assigned() is not null then
                     return;
                 end if;
             end if;

@@ -12,7 +12,7 @@
 -- There are two sets, g = 0 and 1. When most of the open one is consumed, arrivals go to the other, what still waits
 -- is moved there too, and the old set is truncated: _rotate_deferral.
 create or replace function mq._create_deferral(queue_id int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
+language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$

@@ -35,6 +35,7 @@ end $$;
 
 create or replace trigger deliver after insert on mq.inbox
     referencing new table as arrived for each statement execute function mq._deliver_inbox();
+alter table mq.inbox enable always trigger deliver;     -- also where session_replication_role is replica
 
 create or replace function mq._empty_inbox() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

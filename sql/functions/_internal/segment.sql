@@ -28,7 +28,9 @@ begin
     end if;
     select min(x) into v_slot from generate_series(1, 65535) as x
     where not exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id and s.slot = x);
+    perform mq._lock_generated();
     perform mq._create_slot(_make_spare_slot.queue_id, v_slot);
+    perform mq._create_dispatchers();
     return v_slot;
 end $$;
 
@@ -195,7 +197,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_routine regprocedure;
 begin
-    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s; drop sequence mq.ticket_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
+    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in
         select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
           and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')

@@ -1,6 +1,6 @@
 -- A slot is the four insert-only tables of one segment. It is filled, drained, truncated and used again.
 create or replace function mq._create_slot(queue_id int, slot int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
+language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
     execute replace($x$
     create table mq.log_{t} (
@@ -80,28 +80,44 @@ begin
     -- Who takes which slice: tickets are drawn without a transaction, so that consumers do not try the same slices.
     -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
     create sequence mq.ticket_{t};
+    -- The last ticket of the newest block, or of one whose opener rolled back: a hint whether it is worth trying.
+    create sequence mq.last_ticket_{t};
 
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
     alter table mq.log_{t} enable always trigger sealed;
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
-    perform mq._create_dispatchers();
 end $f$;
 
--- _append_0 appends a message to the log of a slot (key: queue_id * 65536 + slot). The first 64 slots have static SQL in
--- it, the others EXECUTE, which parses and plans each time. It is one function for all of them: with many sessions on
--- a few cores the caches are cold, and every function more that a call goes through shows. One transaction at a time
--- makes it anew.
+-- Whoever makes slots or generated functions does so alone: an upgrade must not miss what another is about to make from
+-- the old templates, and the dispatchers are one for all.
+create or replace function mq._lock_generated() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
+end $$;
+
+-- _append_0 and _take_one_0 have the statements of the first 64 slots in them, those of open segments first; the others
+-- are done without: by EXECUTE, which parses and plans each time, and by _take_. Each is one function for all slots:
+-- with many sessions on a few cores the caches are cold, and every function more that a call goes through shows. The
+-- key is queue_id * 65536 + slot.
 create or replace function mq._create_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
-    s          record;
-    v_appends  text[];
-    v_takes    text[];
+    s         record;
+    v_keys    bigint[];
+    v_appends text[];
+    v_takes   text[];
 begin
-    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
-    for s in select x.queue_id, x.slot from mq.slot as x order by x.queue_id, x.slot limit 64 loop
+    for s in
+        select x.queue_id, x.slot
+        from (select y.queue_id, y.slot from mq.slot as y
+              left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.closed_at is null
+              order by g.segment is null, y.queue_id, y.slot limit 64) as x
+        order by x.queue_id, x.slot
+    loop
+        v_keys := v_keys || s.queue_id::bigint * 65536 + s.slot;
         v_appends := v_appends || mq._fill_template(mq._template_append(), s.queue_id, s.slot);
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
     end loop;
@@ -112,9 +128,10 @@ begin
             v_msg_id bigint;
         begin
             {branches}
-            elsif p_key is null then
-                perform mq._queue_not_found(p_queue);
-            else
+            if v_msg_id is null then
+                if p_key is null then
+                    perform mq._queue_not_found(p_queue);
+                end if;
                 v_msg_id := nextval('mq.msg_id_' || (p_key >> 16));
                 execute 'insert into mq.log_' || (p_key >> 16) || '_' || (p_key & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
                     using v_msg_id, p_payload, p_headers;
@@ -122,7 +139,7 @@ begin
             perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
             return v_msg_id;
         end $y$
-        $x$, '{branches}', array_to_string(v_appends, E'\n            els'));
+        $x$, '{branches}', mq._branches(v_keys, v_appends));
     execute replace($x$
         create or replace function mq._take_one_0(p_key bigint, p_ack text, p_vt interval) returns mq.delivery
         language plpgsql as $y$
@@ -130,20 +147,24 @@ begin
             r record;
         begin
             {branches}
-            else
-                if p_ack is not null then
-                    perform mq._ack_late((p_key >> 16)::int, p_ack);
-                end if;
-                return null;
-            end if;
-            if not r.is_acked then
-                perform mq._ack_late((p_key >> 16)::int, p_ack);
-            end if;
-            return r.delivery;
+            return row(null, null, 0, null, null, null, null)::mq.delivery;      -- nothing was done
         end $y$
-        $x$, '{branches}', array_to_string(v_takes, E'\n            els'));
+        $x$, '{branches}', mq._branches(v_keys, v_takes));
     perform mq._shut('_0');
 end $f$;
+
+-- The body of the one key that p_key is, found by halving.
+create or replace function mq._branches(keys bigint[], bodies text[]) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_half int := cardinality(keys) / 2;
+begin
+    if v_half = 0 then
+        return format('if p_key = %s then %s end if;', keys[1], bodies[1]);
+    end if;
+    return format('if p_key < %s then %s else %s end if;', keys[v_half + 1],
+                  mq._branches(keys[:v_half], bodies[:v_half]), mq._branches(keys[v_half + 1:], bodies[v_half + 1:]));
+end $$;
 
 create or replace function mq._fill_template(template text, queue_id int, slot int) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -193,11 +214,10 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot mq.slot;
 begin
+    perform mq._lock_generated();
     for v_slot in select * from mq.slot order by queue_id, slot loop
         perform mq._create_slot_functions(v_slot.queue_id, v_slot.slot);
     end loop;
     perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
-    if v_slot is not null then
-        perform mq._create_dispatchers();
-    end if;
+    perform mq._create_dispatchers() where exists (select from mq.slot);
 end $$;

@@ -6,7 +6,8 @@
 create or replace function mq._template_take_one() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return $x$if p_key = {key} then
+    return $x$
+            if pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') then
                 with acked as (
                     insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
                     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
@@ -43,6 +44,11 @@ begin
                 if r.opens then
                     perform mq._open_ahead_{t}(1::smallint, 0::smallint, 1, true, true);
                 end if;
+                if not r.is_acked then
+                    perform mq._ack_late({q}, p_ack);
+                end if;
+                return r.delivery;
+            end if;
             $x$;
 end $f$;
 
@@ -75,6 +81,7 @@ declare
     v_receipt text;
     v_ready boolean;
     v_hole  boolean;
+    v_opened boolean;
     v_due   boolean;
     a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
@@ -174,8 +181,10 @@ begin
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            if not found and v_due is null then
-                perform from mq._promote_{q}(0);    -- timers for arrivals, and no lane held for them
+            -- Timers for arrivals, and no lane held for them. Only in a transaction that is over with this statement:
+            -- the promotion lock would be kept, by a call that returned nothing.
+            if not found and v_due is null and now() = statement_timestamp() then
+                perform from mq._promote_{q}(0);
             end if;
             return;
         end if;
@@ -186,6 +195,7 @@ begin
         -- the way of the next opener.
         v_ready := false;
         v_hole := false;
+        v_opened := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
@@ -199,7 +209,10 @@ begin
                     perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
                     v_hole := found;
                 end if;
-                if v_hole or not v_ready then
+                if v_ready and not v_hole then
+                    v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
+                end if;
+                if not v_opened then
                     raise exception using errcode = 'MQ000';
                 end if;
             elsif clock_timestamp() > p_give_up then
@@ -219,7 +232,7 @@ begin
                 return;
             end if;
         end if;
-        if v_ready and not mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false) then
+        if v_ready and not v_opened then
             return;
         end if;
     end loop;
