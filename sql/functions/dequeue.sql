@@ -142,8 +142,8 @@ begin
                 return;
             end if;
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
-            -- the end of it. And where nothing comes of it (all dead letters, say), only in a transaction that ends with
-            -- this statement; else it is undone, with its locks, and left to others.
+            -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
+            -- all dead letters, for which nobody waits.
             if not v_begun and mq._is_stale(q.queue_id) then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
@@ -152,7 +152,7 @@ begin
                         return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
                         get diagnostics v_count = row_count;
                     end if;
-                    if v_taken = 0 or v_count = 0 and now() <> statement_timestamp() then
+                    if v_taken = 0 or v_count = 0 and cardinality(v_again) > 0 then
                         raise exception using errcode = 'MQ000';
                     end if;
                 exception

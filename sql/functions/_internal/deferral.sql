@@ -58,13 +58,14 @@ begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
         -- Whether _promote would find something: a timer or one of the next arrivals is due. Null: none that can be seen,
-        -- but so many arrivals wait for their timers, or the cursor stands inside an old window, that one behind may be.
+        -- but so many arrivals wait for their timers that one behind may be.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
             v_cur  pg_snapshot;
             p      record;
             r      record;
+            v      record;
         begin
             if not exists (select from mq.deferred_{d} as x order by x.xid, x.msg_id limit 1) then
                 return false;
@@ -78,14 +79,21 @@ begin
             end if;
             v_cur := coalesce(p.cur, mq._snapshot());
             r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            -- Stopped inside a window: what came after it has to be looked at too.
+            if p.cur is not null then
+                v := mq._ranges(p.cur, mq._snapshot(), '0', 0);
+                r.lo_xids := r.lo_xids || v.lo_xids;
+                r.lo_ids := r.lo_ids || v.lo_ids;
+                r.hi_xids := r.hi_xids || v.hi_xids;
+            end if;
             return (
-                select case when bool_or(m.due_at <= v_now) then true when count(*) < 256 and p.cur is null then false end
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < 10000 then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                        order by y.xid, y.msg_id limit 256) as x
-                      limit 256) as m);
+                        order by y.xid, y.msg_id limit 10000) as x
+                      limit 10000) as m);
         end $$;
 
         -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
@@ -221,17 +229,26 @@ begin
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
         v_count    int := 0;
+        v_rows     int;
+        v_arrivals int := case when p_max = 0 then 10000 else 256 end;
     begin
         if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
             return;             -- somebody else promotes: what is due goes into their block
         end if;
-        if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
-            return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), 256);
-            get diagnostics v_count = row_count;
-        end if;
-        if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
-            return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), 256);
-        end if;
+        -- A few arrivals get their timers on the way; more of them when what is due is behind those.
+        for v_pass in 1 .. 6 loop
+            if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
+                return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), v_arrivals);
+                get diagnostics v_count = row_count;
+            end if;
+            if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
+                return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), v_arrivals);
+                get diagnostics v_rows = row_count;
+                v_count := v_count + v_rows;
+            end if;
+            exit when v_count > 0 or p_max = 0 or mq._is_due_{q}() is not true;
+            v_arrivals := 10000;
+        end loop;
     end $$;
     $x$, '{q}', _create_deferral_functions.queue_id::text),
         '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);

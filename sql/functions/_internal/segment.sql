@@ -86,7 +86,7 @@ begin
 end $$;
 
 -- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the current block,
--- and of one that was opened ahead, leased. It stays so, so the register may skip the segment whether or not this transaction commits.
+-- and of one that was opened ahead, leased. It stays so once this transaction has committed; were it rolled back, the fence would be gone, too.
 create or replace function mq._is_exhausted(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -225,7 +225,8 @@ begin
             from unnest(array['log', 'block', 'lease', 'settlement']) as t) > q.segment_bytes);
 end $$;
 
--- Lets consumers skip segments that have nothing left to claim.
+-- Lets consumers skip segments that have nothing left to claim, as far as an earlier transaction found: the register is not
+-- undone by a rollback, but the fence that keeps late producers out is.
 create or replace function mq._advance_head(queue_id int, register regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -233,7 +234,7 @@ declare
     v_head  int;
 begin
     select s.slot into v_head from mq.segment as s
-    where s.queue_id = _advance_head.queue_id and s.exhausted_at is null and s.slot <> v_value & 65535
+    where s.queue_id = _advance_head.queue_id and (s.exhausted_at is null or s.exhausted_at >= now()) and s.slot <> v_value & 65535
     order by s.segment limit 1;
     v_head := coalesce(v_head, (v_value & 65535)::int);
     if v_head <> (v_value >> 16) & 65535 then

@@ -207,9 +207,11 @@ begin
     if v_low - b.low_block + cardinality(b.laggards) - cardinality(v_laggards) < 4 then
         return;
     end if;
-    if not pg_try_advisory_xact_lock({class}, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
-        or exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no)
-    then
+    if not pg_try_advisory_xact_lock({class}, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
+        return;
+    end if;
+    -- A statement of its own, with a snapshot newer than the lock.
+    if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
         return;
     end if;
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,

@@ -181,9 +181,9 @@ begin
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            -- Timers for arrivals, and no lane held for them. Only in a transaction that is over with this statement:
-            -- the promotion lock would be kept, by a call that returned nothing.
-            if not found and v_due is null and now() = statement_timestamp() then
+            -- So many arrivals that looking is too much: timers for them, and no lane held meanwhile. The only case in which
+            -- a call that returns nothing keeps a lock, that of promotion.
+            if not found and v_due is null then
                 perform from mq._promote_{q}(0);
             end if;
             return;
