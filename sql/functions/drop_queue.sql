@@ -12,6 +12,7 @@ begin
         perform mq._queue_not_found(drop_queue.queue);
     end if;
     perform mq._lock_tables(q.queue_id, true);
+    -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;
     delete from mq.slot as x where x.queue_id = q.queue_id;
@@ -23,21 +24,21 @@ begin
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
           and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
     loop
-        execute format('drop table %s', v_table);
+        execute format('drop table %s cascade', v_table);
     end loop;
     for v_table in
         select c.oid from pg_class as c
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^(last_)?ticket_' || q.queue_id || '_[0-9]+$')
     loop
-        execute format('drop sequence %s', v_table);
+        execute format('drop sequence %s cascade', v_table);
     end loop;
     for v_routine in
         select p.oid from pg_proc as p
         where p.pronamespace = 'mq'::regnamespace and p.proname ~ ('^_[a-z_]+_' || q.queue_id || '(_[0-9]+)?$')
     loop
-        execute format('drop function %s', v_routine);
+        execute format('drop function %s cascade', v_routine);
     end loop;
-    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
     -- register gone, they would get PostgreSQL's internal words. Upkeep removes it when nobody can know of it any more.
@@ -58,7 +59,7 @@ begin
         order by c.oid limit 64
     loop
         begin
-            execute format('drop sequence if exists mq.%I', v_register);
+            execute format('drop sequence if exists mq.%I cascade', v_register);
         exception
             when lock_not_available then
                 null;       -- next time

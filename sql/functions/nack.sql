@@ -48,5 +48,5 @@ delay: when to try again, from now; default the queue''s backoff, doubled with e
 reason: kept in the history that a dead letter shows; default none.
 dead: true makes them dead letters at once; default false.
 Returns: how many were given back by this call; 0: the lease was lost, or they were settled before.
-Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a negative delay; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
+Raises: MQ001 no such queue; MQ004 a malformed receipt; 22004 a null receipt; 22023 a negative delay; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

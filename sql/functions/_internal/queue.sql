@@ -6,7 +6,7 @@ begin
     if mode = 'transaction' then
         perform mq._not_yet('mode "transaction"');
     elsif mode <> 'lease' then
-        perform mq._invalid('mode', format('"%s" is not a mode.', mode), 'Use ''lease''.');
+        perform mq._invalid('mode', format('"%s" is not a mode.', left(mode, 100)), 'Use ''lease''.');
     end if;
     perform mq._check_timeout(_check_settings.visibility_timeout);
     if max_attempts not between 1 and 32000 then
@@ -24,7 +24,7 @@ begin
         perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
     end if;
     if notify not in ('auto', 'always', 'never') then
-        perform mq._invalid('notify', format('"%s" is not a notify mode.', notify), 'Use ''auto'', ''always'' or ''never''.');
+        perform mq._invalid('notify', format('"%s" is not a notify mode.', left(notify, 100)), 'Use ''auto'', ''always'' or ''never''.');
     end if;
     if segment_age <= '0' or segment_age > '10 years' then
         perform mq._invalid('segment_age', format('%s is not between 0 and 10 years.', segment_age), 'Give an interval, such as ''1 hour''.');

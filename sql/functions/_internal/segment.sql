@@ -197,13 +197,13 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_routine regprocedure;
 begin
-    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
+    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s cascade; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade', _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in
         select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
           and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')
           and p.proname !~ '^_(is_due|promote|next_due|waiting)_'
     loop
-        execute format('drop function %s', v_routine);
+        execute format('drop function %s cascade', v_routine);
     end loop;
     delete from mq.slot as s where s.queue_id = _drop_slot.queue_id and s.slot = _drop_slot.slot;
 end $$;

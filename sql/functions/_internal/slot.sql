@@ -86,6 +86,7 @@ begin
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
     alter table mq.log_{t} enable always trigger sealed;
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
+    perform mq._shut('_' || _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
 end $f$;
@@ -193,18 +194,29 @@ begin
     perform mq._shut('_' || _create_slot_functions.queue_id || '_' || _create_slot_functions.slot);
 end $f$;
 
--- New functions can be executed by everybody; ours by nobody but the owner.
+-- What is new may be used by whom PostgreSQL and the owner's default privileges name; ours by nobody but the owner.
 create or replace function mq._shut(suffix text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_routine regprocedure;
+    v_relation regclass;
+    v_routine  regprocedure;
+    v_grantee  name;
 begin
-    for v_routine in
-        select p.oid from pg_proc as p
-        where p.pronamespace = 'mq'::regnamespace and right(p.proname, length(_shut.suffix)) = _shut.suffix
-          and (p.proacl is null or exists (select from aclexplode(p.proacl) as a where a.grantee = 0))
+    for v_relation, v_grantee in
+        select distinct c.oid, case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end
+        from pg_class as c, aclexplode(c.relacl) as a
+        where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S') and right(c.relname, length(_shut.suffix)) = _shut.suffix
+          and a.grantee <> c.relowner
     loop
-        execute format('revoke all on function %s from public', v_routine);
+        execute format('revoke all on %s from %I', v_relation, v_grantee);
+    end loop;
+    for v_routine, v_grantee in
+        select distinct p.oid, case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end
+        from pg_proc as p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a
+        where p.pronamespace = 'mq'::regnamespace and right(p.proname, length(_shut.suffix)) = _shut.suffix
+          and a.grantee <> p.proowner
+    loop
+        execute format('revoke all on function %s from %I', v_routine, v_grantee);
     end loop;
 end $$;
 

@@ -244,7 +244,7 @@ end $f$;
 create or replace function mq._count_claim() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_claims int := coalesce(nullif(current_setting('mq.claims', true), ''), '0')::int + 1;
+    v_claims int := case when current_setting('mq.claims', true) ~ '^[0-9]{1,6}$' then current_setting('mq.claims', true) else '0' end::int + 1;
 begin
     if v_claims > 1000 then
         perform mq._too_many_claims();
