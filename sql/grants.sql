@@ -9,7 +9,38 @@ declare
     v_role     text;
     v_routine  regprocedure;
     v_name     text;
+    v_grantee  text;
 begin
+    -- What is private is nobody's, whatever the owner's default privileges say. Public functions and the inbox may be
+    -- granted to others by hand.
+    for v_name, v_grantee in
+        select o.object, case a.grantee when 0 then 'public' else a.grantee::pg_catalog.regrole::text end
+        from (select 'table ' || c.oid::pg_catalog.regclass, c.relowner, c.relacl from pg_catalog.pg_class as c
+              where c.relnamespace = 'mq'::pg_catalog.regnamespace and c.relkind = 'r' and c.relname <> 'inbox'
+              union all
+              select 'sequence ' || c.oid::pg_catalog.regclass, c.relowner, c.relacl from pg_catalog.pg_class as c
+              where c.relnamespace = 'mq'::pg_catalog.regnamespace and c.relkind = 'S'
+              union all
+              select 'function ' || p.oid::pg_catalog.regprocedure, p.proowner, p.proacl from pg_catalog.pg_proc as p
+              where p.pronamespace = 'mq'::pg_catalog.regnamespace and pg_catalog.left(p.proname, 1) = '_') as o (object, owner, acl),
+             pg_catalog.aclexplode(o.acl) as a
+        where a.grantee <> o.owner
+        group by 1, 2
+    loop
+        execute pg_catalog.format('revoke all on %s from %s cascade', v_name, v_grantee);
+    end loop;
+    for v_grantee in
+        select a.grantee::pg_catalog.regrole::text from pg_catalog.pg_namespace as n, pg_catalog.aclexplode(n.nspacl) as a
+        where n.nspname = 'mq' and a.privilege_type = 'CREATE' and a.grantee not in (0, n.nspowner)
+    loop
+        execute pg_catalog.format('revoke create on schema mq from %s', v_grantee);
+    end loop;
+    for v_name, v_grantee in
+        select a.privilege_type, a.grantee::pg_catalog.regrole::text from pg_catalog.pg_class as c, pg_catalog.aclexplode(c.relacl) as a
+        where c.oid = 'mq.inbox'::pg_catalog.regclass and a.privilege_type <> 'INSERT' and a.grantee not in (0, c.relowner)
+    loop
+        execute pg_catalog.format('revoke %s on mq.inbox from %s', v_name, v_grantee);
+    end loop;
     revoke all on schema mq from public;
     revoke all on all tables in schema mq from public;
     revoke all on all sequences in schema mq from public;

@@ -247,6 +247,7 @@ def _scalars(
     conn: psycopg.Connection[object], query: str, values: list[object] | None = None
 ) -> list[str]:
     with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute("set local search_path = pg_catalog, pg_temp")
         return [str(value) for value in cursor.execute(query, values)]
 
 

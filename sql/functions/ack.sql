@@ -47,5 +47,5 @@ msg_ids: which of them; default all that are left.
 strict: raise instead of returning less than was asked for, so that a transaction that acknowledges together with its own writes rolls back as a whole; default false.
 result: of later versions, null.
 Returns: how many were settled by this call; 0: the lease was lost, or they were settled before.
-Raises: MQ001 no such queue; MQ003 strict and the lease is lost; MQ004 a malformed receipt; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot; 0A000 result.
+Raises: MQ001 no such queue; MQ003 strict and the lease is lost; MQ004 a malformed receipt; 22004 a null receipt; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot; 0A000 result.
 Role: mq_consumer.';

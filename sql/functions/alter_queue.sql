@@ -10,9 +10,9 @@ create or replace function mq.alter_queue(
     segment_age interval default null,
     segment_bytes bigint default null
 ) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
-    q mq.queue := mq._queue(alter_queue.queue);
+    q mq.queue := mq._queue(alter_queue.queue, false);
 begin
     perform mq._check_settings(alter_queue.mode, alter_queue.visibility_timeout, alter_queue.max_attempts, alter_queue.retry_backoff,
         alter_queue.retry_backoff_max, alter_queue.retention, alter_queue.notify, alter_queue.segment_age, alter_queue.segment_bytes);
@@ -25,10 +25,13 @@ begin
         segment_age = coalesce(alter_queue.segment_age, x.segment_age),
         segment_bytes = coalesce(alter_queue.segment_bytes, x.segment_bytes)
     where x.queue_id = q.queue_id;
+    if not found then
+        perform mq._queue_not_found(alter_queue.queue);
+    end if;
 end $$;
 
 comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on; leases keep their deadline.
 queue, and the settings of create_queue.
-Raises: MQ001 no such queue; 22023 a bad setting; 0A000 a setting of a later version.
+Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it; 0A000 a setting of a later version.
 Role: mq_admin.';

@@ -11,7 +11,7 @@ create or replace function mq.create_queue(
     segment_bytes bigint default 268435456,
     if_not_exists boolean default false
 ) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
     v_id int;
 begin
@@ -24,9 +24,12 @@ begin
     end if;
     perform mq._check_settings(mode, create_queue.visibility_timeout, create_queue.max_attempts, create_queue.retry_backoff,
         create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes);
-    -- One at a time, so that two who create the same queue do not both begin.
+    -- One at a time, so that two who create the same queue do not both begin, and none while mq is upgraded.
+    perform mq._lock_generated();
     perform pg_advisory_xact_lock(mq._lock_class(), hashtext(create_queue.queue));
-    if exists (select from mq.queue as q where q.name = create_queue.queue) then
+    -- One that is being dropped is waited for.
+    perform from mq.queue as q where q.name = create_queue.queue for key share;
+    if found then
         if not if_not_exists then
             perform mq._queue_exists(create_queue.queue);
         end if;
@@ -34,6 +37,7 @@ begin
     end if;
     v_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
     execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', v_id);
+    perform mq._shut('_' || v_id);
     insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
                           notify, segment_age, segment_bytes, msg_ids, register, notified, home_relation, home_system)
     overriding system value
@@ -49,6 +53,7 @@ begin
     perform mq._create_deferral(v_id);
     perform mq._create_slot(v_id, 1);
     perform mq._create_slot(v_id, 2);
+    perform mq._create_dispatchers();
     insert into mq.segment (queue_id, segment, slot) values (v_id, 1, 1);
     perform mq._unfence(format('log_%s_1', v_id));
     perform mq._unfence(format('deferred_%s_0', v_id));
@@ -65,5 +70,5 @@ retention: 0.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.
 if_not_exists: accept a queue of that name as it is.
-Raises: MQ002 the queue exists; 22023 a bad name or setting; 0A000 a setting of a later version.
+Raises: MQ002 the queue exists; 55P03 another transaction that creates or drops queues does not end; 22004 a null setting; 22023 a bad name or setting; 0A000 a setting of a later version.
 Role: mq_admin.';

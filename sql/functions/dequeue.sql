@@ -14,6 +14,9 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 set lock_timeout = '2s' as $$
 declare
+    v_key      bigint;
+    v_is_common boolean;
+    v_one      mq.delivery;
     q          record;
     v_register bigint;
     v_open     int;
@@ -25,8 +28,36 @@ declare
     v_give_up  timestamptz := clock_timestamp() + interval '50 milliseconds';
     v_begun    boolean := pg_current_xact_id_if_assigned() is not null;
     v_again    mq._taken[];
+    v_taken    int;
     a_ack      text[];
 begin
+    -- The common case, in few expressions: each is made ready anew in every transaction. One message, in a transaction
+    -- of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
+    select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.is_common
+      into v_key, v_vt, v_is_common
+    from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout,
+                 dequeue.n = 1 and not y.paused and (y.content >> 16) & 65535 = y.content & 65535
+                 and y.home_relation = 'mq.queue'::regclass::oid
+                 and current_setting('transaction_isolation') in ('read committed', 'read uncommitted') and pg_current_xact_id_if_assigned() is null
+                 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
+                 and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
+                 and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
+                              and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
+                              and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
+                              and split_part(dequeue.ack, '.', 10) = '', true) as is_common
+          from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
+                from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
+    if v_is_common then
+        v_one := mq._take_one_0(v_key, dequeue.ack, v_vt);
+        if v_one.msg_id is not null then
+            return next v_one;
+            return;
+        end if;
+        if v_one.attempt is null then       -- 0: not even the receipt was looked at
+            dequeue.ack := null;
+        end if;
+    end if;
+
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('dequeue');
     end if;
@@ -53,10 +84,11 @@ begin
         v_vt := dequeue.visibility_timeout;
     end if;
     if dequeue.subscription <> 'default' then
-        perform mq._invalid('subscription', format('"%s" is not a subscription of this queue.', dequeue.subscription), 'Leave it out, or use ''default''.');
+        perform mq._invalid('subscription', format('"%s" is not a subscription of this queue.', left(dequeue.subscription, 100)), 'Leave it out, or use ''default''.');
     end if;
     if wait is not null then
-        if wait < '0' or wait > '20 seconds' then
+        -- Added, too: 12 months are more than 360 days, but do not compare as more.
+        if wait < '0' or wait > '20 seconds' or clock_timestamp() + wait > clock_timestamp() + interval '20 seconds' then
             perform mq._invalid('wait', format('%s is not between 0 and 20 seconds.', wait), 'Listen, or call dequeue again, to wait for longer.');
         end if;
         v_until := clock_timestamp() + wait;
@@ -111,22 +143,25 @@ begin
                 return;
             end if;
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
-            -- the end of it.
+            -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
+            -- all dead letters, for which nobody waits.
             if not v_begun and mq._is_stale(q.queue_id) then
                 begin
-                    select x.again, x.taken into v_again, v_count from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
-                    if v_count = 0 then
-                        raise exception using errcode = 'MQ000';        -- gives the sweep's locks back
+                    select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
+                    v_count := 0;
+                    if cardinality(v_again) > 0 then
+                        return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
+                        get diagnostics v_count = row_count;
+                    end if;
+                    if v_taken = 0 or v_count = 0 and cardinality(v_again) > 0 then
+                        raise exception using errcode = 'MQ000';
                     end if;
                 exception
                     when sqlstate 'MQ000' then
-                        v_again := null;
+                        null;
                 end;
-                if cardinality(v_again) > 0 then
-                    return query select * from mq._redeliver(dequeue.queue, v_open, v_again, dequeue.n, v_vt);
-                end if;
                 -- Also where that gave nothing: what the sweep settled is for others only once this commits.
-                if pg_current_xact_id_if_assigned() is not null then
+                if v_count > 0 or pg_current_xact_id_if_assigned() is not null then
                     return;
                 end if;
             end if;

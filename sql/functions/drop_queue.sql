@@ -1,17 +1,18 @@
 create or replace function mq.drop_queue(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
-    q         mq.queue := mq._queue(drop_queue.queue);
+    q         mq.queue := mq._queue(drop_queue.queue, false);
     v_routine regprocedure;
     v_table   regclass;
 begin
-    -- Upkeep, then the row: whoever waits for it finds that the queue is gone.
+    -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     delete from mq.queue as x where x.queue_id = q.queue_id;
     if not found then
         perform mq._queue_not_found(drop_queue.queue);
     end if;
     perform mq._lock_tables(q.queue_id, true);
+    -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;
     delete from mq.slot as x where x.queue_id = q.queue_id;
@@ -23,42 +24,47 @@ begin
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
           and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
     loop
-        execute format('drop table %s', v_table);
+        execute format('drop table %s cascade', v_table);
     end loop;
     for v_table in
         select c.oid from pg_class as c
-        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^ticket_' || q.queue_id || '_[0-9]+$')
+        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^(last_)?ticket_' || q.queue_id || '_[0-9]+$')
     loop
-        execute format('drop sequence %s', v_table);
+        execute format('drop sequence %s cascade', v_table);
     end loop;
     for v_routine in
         select p.oid from pg_proc as p
         where p.pronamespace = 'mq'::regnamespace and p.proname ~ ('^_[a-z_]+_' || q.queue_id || '(_[0-9]+)?$')
     loop
-        execute format('drop function %s', v_routine);
+        execute format('drop function %s cascade', v_routine);
     end loop;
-    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
-    -- register gone, they would get PostgreSQL's internal words. The next upkeep removes it.
+    -- register gone, they would get PostgreSQL's internal words. Upkeep removes it when nobody can know of it any more.
     execute format('alter sequence mq.register_%s restart', q.queue_id);
+    execute format('comment on sequence mq.register_%s is %L', q.queue_id, 'dropped ' || clock_timestamp());
 end $$;
 
+-- A transaction may go on in a snapshot in which the queue is there; after a day that gets PostgreSQL's own error.
 create or replace function mq._remove_old_registers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_register regclass;
+    v_register name;
 begin
     for v_register in
-        select c.oid from pg_class as c
+        select c.relname from pg_class as c join pg_description as d on d.objoid = c.oid and d.classoid = 'pg_class'::regclass and d.objsubid = 0
         where c.relname ~ '^register_[0-9]+$' and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-          and not exists (select from mq.queue as q where q.register = c.oid)
+          and substring(d.description from '^dropped (.*)$')::timestamptz < clock_timestamp() - interval '1 day'
+        order by c.oid limit 64
     loop
-        execute format('drop sequence if exists %s', v_register);
+        begin
+            execute format('drop sequence if exists mq.%I cascade', v_register);
+        exception
+            when lock_not_available then
+                null;       -- next time
+        end;
     end loop;
-exception
-    when lock_not_available then
-        null;       -- next time
 end $$;
 
 comment on function mq.drop_queue(text) is

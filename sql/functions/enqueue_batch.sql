@@ -18,6 +18,8 @@ declare
 begin
     if enqueue_batch.payloads is null then
         perform mq._null_argument('payloads');
+    elsif array_ndims(enqueue_batch.payloads) > 1 then
+        perform mq._invalid('payloads', 'It is an array of arrays.', 'Give an array of JSON values.');
     elsif array_position(enqueue_batch.payloads, null) is not null then
         perform mq._null_argument('payloads[' || array_position(enqueue_batch.payloads, null) || ']');
     end if;

@@ -38,5 +38,5 @@ queue: its name.
 receipt: of the dequeue that leased.
 visibility_timeout: the lease lasts so long from now; default the queue''s.
 Returns: the new deadline; null: the lease is lost.
-Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a timeout that is not above 0; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
+Raises: MQ001 no such queue; MQ004 a malformed receipt; 22004 a null receipt; 22023 a timeout that is not above 0; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

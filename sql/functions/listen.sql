@@ -2,14 +2,11 @@ create or replace function mq.listen(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     q       mq.queue := mq._queue(listen.queue);
-    c_class constant int := mq._lock_class();
-    v_key   int := mq._lock_key(q.queue_id, -4);
 begin
     execute format('listen %I', 'mq_' || q.name);
     -- Held once, however often it is called.
-    if not exists (select from pg_locks as l where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.classid = c_class::oid
-                   and l.objid = v_key::oid and l.objsubid = 2 and l.database = (select d.oid from pg_database as d where d.datname = current_database())) then
-        perform pg_advisory_lock_shared(c_class, v_key);
+    if not mq._is_waiting(q.queue_id) then
+        perform pg_advisory_lock_shared(('mq.subscription'::regclass::oid::bigint & 2147483647)::int, q.queue_id);
     end if;
     -- After the lock: whoever resets it holds the exclusive one.
     if pg_sequence_last_value(('mq.waiting_' || q.queue_id)::regclass) <> 2 then

@@ -23,82 +23,91 @@ begin
         return;
     end if;
     if maintain.queue is not null then
-        perform mq._queue(maintain.queue);
+        perform mq._queue(maintain.queue, false);
     end if;
     perform mq._empty_inbox();
     perform mq._remove_old_registers();
     for q in select * from mq.queue as x where maintain.queue is null or x.name = maintain.queue order by x.queue_id loop
-        if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
-            return next (q.name, 'busy', 'another session maintains this queue')::mq.upkeep;
-            continue;
-        end if;
-        -- Somebody may have dropped it, or rotated, before we had the lock.
-        continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
-        if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
-            perform mq._repair(q.queue_id);
-            return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
-            continue;
-        end if;
-        a_ids := a_ids || q.queue_id;
-        perform mq._mend_segments(q.queue_id, q.register);
-
-        select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
-        if v_taken > 0 then
-            return next (q.name, 'swept', format('%s messages', v_taken))::mq.upkeep;
-        end if;
-        if cardinality(v_again) > 0 then
-            perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
-            perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
-        end if;
-
-        if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
-            return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
-        end if;
         begin
-            v_slot := mq._make_spare_slot(q.queue_id);
-            if v_slot is not null then
-                return next (q.name, 'prepared', format('slot %s', v_slot))::mq.upkeep;
+            if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
+                return next (q.name, 'busy', 'another session maintains this queue')::mq.upkeep;
+                continue;
             end if;
-        exception
-            when lock_not_available then
-                return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
-        end;
+            -- Somebody may have dropped it, or rotated, before we had the lock.
+            continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
+            if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
+                perform mq._repair(q.queue_id);
+                return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
+                continue;
+            end if;
+            a_ids := a_ids || q.queue_id;
+            perform mq._mend_segments(q.queue_id, q.register);
 
-        v_freed := 0;
-        for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
-            if s.sealed_at is null then
-                begin
-                    perform mq._seal(q.queue_id, s.slot);
-                    s.sealed_at := clock_timestamp();
-                    return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
-                exception
-                    when lock_not_available then
-                        return next (q.name, 'busy', format('segment %s: somebody still writes to it', s.segment))::mq.upkeep;
-                        continue;
-                end;
+            select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
+            if v_taken > 0 then
+                return next (q.name, 'swept', format('%s messages', v_taken))::mq.upkeep;
             end if;
-            if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
-                update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                s.exhausted_at := clock_timestamp();
-                return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
+            if cardinality(v_again) > 0 then
+                perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
+                perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
             end if;
-            if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
-                begin
-                    if mq._move_survivors(q.queue_id, s.slot) > 0 then
-                        return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
-                    end if;
-                exception
-                    when lock_not_available then
-                        return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
-                end;
+
+            if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
+                return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
             end if;
-            if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
-                update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
-            end if;
-        end loop;
-        perform mq._advance_head(q.queue_id, q.register);
-        perform mq._absorb_arrivals(q.queue_id, q.register);
+            begin
+                v_slot := mq._make_spare_slot(q.queue_id);
+                if v_slot is not null then
+                    return next (q.name, 'prepared', format('slot %s', v_slot))::mq.upkeep;
+                end if;
+            exception
+                when lock_not_available then
+                    return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
+            end;
+
+            v_freed := 0;
+            for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
+                if s.sealed_at is null then
+                    begin
+                        perform mq._seal(q.queue_id, s.slot);
+                        s.sealed_at := clock_timestamp();
+                        return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
+                    exception
+                        when lock_not_available then
+                            return next (q.name, 'busy', format('segment %s: somebody still writes to it', s.segment))::mq.upkeep;
+                            continue;
+                    end;
+                end if;
+                if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
+                    update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                    s.exhausted_at := clock_timestamp();
+                    return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
+                end if;
+                if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
+                    begin
+                        if mq._move_survivors(q.queue_id, s.slot) > 0 then
+                            return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
+                        end if;
+                    exception
+                        when lock_not_available then
+                            return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
+                    end;
+                end if;
+                if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
+                    update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                    return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
+                end if;
+            end loop;
+            perform mq._advance_head(q.queue_id, q.register);
+            perform mq._absorb_arrivals(q.queue_id, q.register);
+        exception
+            when others then        -- one queue's trouble is not to stop the upkeep of the others
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                a_ids := array_remove(a_ids, q.queue_id);
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
+        end;
     end loop;
 
     -- Last, as these locks keep others out until the end of this call: a few of each kind.

@@ -15,22 +15,28 @@ declare
     q       mq.queue := mq._queue(nack.queue);
     v_taken mq._taken[];
     v_again mq._taken[];
+    v_count int := 0;
 begin
     if delay < '0' or delay > '100 years' then
         perform mq._invalid('delay', format('%s is not between 0 and 100 years.', delay), 'Leave it out for the backoff of the queue.');
     end if;
-    v_taken := mq._settle(nack.queue, q.queue_id, nack.receipt, case when dead then 'rejected' else 'nacked' end, nack.msg_ids);
-    if cardinality(v_taken) = 0 then
-        return 0;
-    end if;
-    v_again := mq._take_back(q.queue_id, q.max_attempts, v_taken, nack.reason, coalesce(dead, false));
+    loop
+        v_taken := mq._settle(nack.queue, q.queue_id, nack.receipt, case when dead then 'rejected' else 'nacked' end, nack.msg_ids);
+        v_count := v_count + cardinality(v_taken);
+        exit when cardinality(v_taken) = 0;
+        v_again := mq._take_back(q.queue_id, q.max_attempts, v_taken, nack.reason, coalesce(dead, false));
+        if cardinality(v_again) > 0 then
+            perform mq._defer(q.queue_id, q.register, v_again,
+                array(select clock_timestamp() + coalesce(nack.delay, mq._backoff(m.attempt - 1, q.retry_backoff, q.retry_backoff_max))
+                      from unnest(v_again) as m));
+        end if;
+        -- Big messages come in parts.
+        exit when (select sum(pg_column_size(x.payload)) from unnest(v_taken) as x) < 67108864;
+    end loop;
     if cardinality(v_again) > 0 then
-        perform mq._defer(q.queue_id, q.register, v_again,
-            array(select clock_timestamp() + coalesce(nack.delay, mq._backoff(m.attempt - 1, q.retry_backoff, q.retry_backoff_max))
-                  from unnest(v_again) as m));
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
-    return cardinality(v_taken);
+    return v_count;
 end $$;
 
 comment on function mq.nack(text, text, bigint[], interval, text, boolean) is
@@ -42,5 +48,5 @@ delay: when to try again, from now; default the queue''s backoff, doubled with e
 reason: kept in the history that a dead letter shows; default none.
 dead: true makes them dead letters at once; default false.
 Returns: how many were given back by this call; 0: the lease was lost, or they were settled before.
-Raises: MQ001 no such queue; MQ004 a malformed receipt; 22023 a negative delay; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
+Raises: MQ001 no such queue; MQ004 a malformed receipt; 22004 a null receipt; 22023 a negative delay; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

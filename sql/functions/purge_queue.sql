@@ -5,7 +5,7 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 set lock_timeout = '10s' as $$
 declare
-    q       mq.queue := mq._queue(purge_queue.queue);
+    q       mq.queue := mq._queue(purge_queue.queue, false);
     s       mq.segment;
     v_count bigint := 0;
     v_sum   bigint := 0;
@@ -14,6 +14,7 @@ begin
         perform mq._wrong_isolation('purge_queue');
     end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
+    perform mq._queue(purge_queue.queue);        -- dropped meanwhile?
     perform mq._mend_segments(q.queue_id, q.register);
     -- The tables locked first, all of them: then nobody is in the middle of anything.
     perform mq._lock_tables(q.queue_id);

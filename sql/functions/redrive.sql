@@ -8,29 +8,30 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     q       mq.queue := mq._queue(redrive.queue);
     t       mq.queue := mq._queue(coalesce(redrive.to_queue, redrive.queue));
-    v_taken mq._taken[];
+    v_count int;
 begin
     if redrive.max_messages < 0 then
         perform mq._invalid('max_messages', 'It is negative.', 'Leave it out for all.');
     end if;
     -- A row that another redrive has is skipped: each dead letter comes back once.
-    with chosen as (
-        select d.queue_id, d.msg_id from mq.dead_letter as d
-        where d.queue_id = q.queue_id and (redrive.msg_ids is null or d.msg_id = any (redrive.msg_ids))
-        order by d.died_at, d.msg_id limit redrive.max_messages for update skip locked),
-    gone as (
-        delete from mq.dead_letter as d using chosen as c
-        where d.queue_id = c.queue_id and d.msg_id = c.msg_id returning d.*)
-    select array_agg((case when t.queue_id = q.queue_id then g.msg_id else nextval(t.msg_ids) end,
-                      g.enqueued_at, 1, g.payload, g.headers,
-                      g.history || jsonb_build_object('outcome', 'redriven', 'at', clock_timestamp()), null, null)::mq._taken order by g.msg_id)
-      into v_taken from gone as g;
-    if v_taken is null then
-        return 0;
+    execute 'with chosen as (
+            select d.queue_id, d.msg_id from mq.dead_letter as d
+            where d.queue_id = $1 and ($2 is null or d.msg_id = any ($2))
+            order by d.died_at, d.msg_id limit $3 for update skip locked),
+        gone as (
+            delete from mq.dead_letter as d using chosen as c
+            where d.queue_id = c.queue_id and d.msg_id = c.msg_id returning d.*),
+        moved as (
+        insert into mq.deferred_' || t.queue_id || '_' || ((pg_sequence_last_value(t.register) >> 32) & 1) || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, history)
+        select case when $4 is null then g.msg_id else nextval($4) end, clock_timestamp(), g.enqueued_at, 1, g.payload, g.headers,
+               g.history || jsonb_build_object(''outcome'', ''redriven'', ''at'', clock_timestamp())
+        from (select * from gone order by msg_id) as g)
+        select count(*) from gone'
+        into v_count using q.queue_id, redrive.msg_ids, redrive.max_messages, case when t.queue_id <> q.queue_id then t.msg_ids end;
+    if v_count > 0 then
+        perform mq._notify(t.queue_id, t.name, t.notify, t.notified);
     end if;
-    perform mq._defer(t.queue_id, t.register, v_taken, array_fill(clock_timestamp(), array[cardinality(v_taken)]));
-    perform mq._notify(t.queue_id, t.name, t.notify, t.notified);
-    return cardinality(v_taken);
+    return v_count;
 end $$;
 
 comment on function mq.redrive(text, bigint[], text, int) is

@@ -1,13 +1,14 @@
 create or replace function mq.rotate_segment(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-    q      mq.queue := mq._queue(rotate_segment.queue);
+    q      mq.queue := mq._queue(rotate_segment.queue, false);
     v_last bigint;
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('rotate_segment');
     end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
+    perform mq._queue(rotate_segment.queue);        -- dropped meanwhile?
     v_last := (select max(s.segment) from mq.segment as s where s.queue_id = q.queue_id);
     perform mq._mend_segments(q.queue_id, q.register);
     -- Where a rotation was rolled back, its segment is the new one.
@@ -18,7 +19,12 @@ begin
             message = format('no slot is ready for the next segment of queue "%s"', q.name),
             hint = 'Commit and run mq.maintain(), which makes one, then try again: a transaction can rotate a queue once.';
     end if;
-    perform mq._make_spare_slot(q.queue_id);
+    begin
+        perform mq._make_spare_slot(q.queue_id);
+    exception
+        when lock_not_available then
+            null;       -- another transaction makes slots: maintain will
+    end;
 end $$;
 
 comment on function mq.rotate_segment(text) is

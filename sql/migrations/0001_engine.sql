@@ -115,8 +115,8 @@ comment on type mq.delivery is 'A message as dequeue gives it out: receipt names
 
 -- The COPY target. Unlogged: a row is copied into its queue by the statement that brings it, and is worthless after.
 create unlogged table mq.inbox (
-    queue      text not null,
-    payload    jsonb not null,
+    queue      text,
+    payload    jsonb,
     headers    jsonb,
     deliver_at timestamptz
 ) with (autovacuum_enabled = false);

@@ -12,7 +12,7 @@
 -- There are two sets, g = 0 and 1. When most of the open one is consumed, arrivals go to the other, what still waits
 -- is moved there too, and the old set is truncated: _rotate_deferral.
 create or replace function mq._create_deferral(queue_id int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
+language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
@@ -58,13 +58,14 @@ begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
         -- Whether _promote would find something: a timer or one of the next arrivals is due. Null: none that can be seen,
-        -- but so many arrivals wait for their timers, or the cursor stands inside an old window, that one behind may be.
+        -- but so many arrivals wait for their timers that one behind may be.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
             v_cur  pg_snapshot;
             p      record;
             r      record;
+            v      record;
         begin
             if not exists (select from mq.deferred_{d} as x order by x.xid, x.msg_id limit 1) then
                 return false;
@@ -78,14 +79,21 @@ begin
             end if;
             v_cur := coalesce(p.cur, mq._snapshot());
             r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
+            -- Stopped inside a window: what came after it has to be looked at too.
+            if p.cur is not null then
+                v := mq._ranges(p.cur, mq._snapshot(), '0', 0);
+                r.lo_xids := r.lo_xids || v.lo_xids;
+                r.lo_ids := r.lo_ids || v.lo_ids;
+                r.hi_xids := r.hi_xids || v.hi_xids;
+            end if;
             return (
-                select case when bool_or(m.due_at <= v_now) then true when count(*) < 256 and p.cur is null then false end
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < 10000 then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                        order by y.xid, y.msg_id limit 256) as x
-                      limit 256) as m);
+                        order by y.xid, y.msg_id limit 10000) as x
+                      limit 10000) as m);
         end $$;
 
         -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
@@ -221,17 +229,26 @@ begin
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
         v_count    int := 0;
+        v_rows     int;
+        v_arrivals int := case when p_max = 0 then 10000 else 256 end;
     begin
         if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
             return;             -- somebody else promotes: what is due goes into their block
         end if;
-        if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
-            return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), 256);
-            get diagnostics v_count = row_count;
-        end if;
-        if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
-            return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), 256);
-        end if;
+        -- A few arrivals get their timers on the way; more of them when what is due is behind those.
+        for v_pass in 1 .. 6 loop
+            if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
+                return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), v_arrivals);
+                get diagnostics v_count = row_count;
+            end if;
+            if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
+                return query select * from mq._promote_{q}_0(p_max - v_count, clock_timestamp(), v_arrivals);
+                get diagnostics v_rows = row_count;
+                v_count := v_count + v_rows;
+            end if;
+            exit when v_count > 0 or p_max = 0 or mq._is_due_{q}() is not true;
+            v_arrivals := 10000;
+        end loop;
     end $$;
     $x$, '{q}', _create_deferral_functions.queue_id::text),
         '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
@@ -274,7 +291,6 @@ declare
     v_old   text := _rotate_deferral.queue_id || '_' || (1 - ((v_value >> 32) & 1));
     v_rows  bigint;
     v_taken bigint;
-    v_moved mq._taken[];
 begin
     if (v_value >> 33) & 1 = 0 then
         if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
@@ -303,10 +319,12 @@ begin
         perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
         return 'the old set is empty';
     end if;
-    execute format('select array_agg(m) from mq._promote_%s(10000, ''infinity'', 10000) as m', v_old) into v_moved;
-    if v_moved is not null then
-        perform mq._defer(_rotate_deferral.queue_id, _rotate_deferral.register, v_moved, array(select m.due_at from unnest(v_moved) as m));
-        return format('moved %s messages', cardinality(v_moved));
+    execute format('insert into mq.deferred_%s (msg_id, due_at, enqueued_at, attempt, payload, headers, history)'
+                   ' select m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history'
+                   ' from mq._promote_%s(10000, ''infinity'', 10000) as m', v_open, v_old);
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 then
+        return format('moved %s messages', v_rows);
     end if;
     execute format('select count(*) from (select from mq._waiting_%s() limit 1) as x', v_old) into v_rows;
     if v_rows > 0 then

@@ -5,7 +5,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception using
         errcode = 'MQ001',
-        message = pg_catalog.format('queue "%s" does not exist', _queue_not_found.queue),
+        message = pg_catalog.format('queue "%s" does not exist', pg_catalog.left(_queue_not_found.queue, 100)),
         hint = 'Create it with: select mq.create_queue(…). Names are case-sensitive; select * from mq.queues() lists them.';
 end $$;
 

@@ -8,6 +8,12 @@ declare
     v_register bigint;
     v_now      constant timestamptz := clock_timestamp();     -- one for all: what is due meanwhile is not due twice, or never
 begin
+    -- No constraint: PostgreSQL would show the row in the error, and the payload is nobody's business.
+    if exists (select from arrived as r where r.queue is null) then
+        perform mq._null_argument('queue');
+    elsif exists (select from arrived as r where r.payload is null) then
+        perform mq._null_argument('payload');
+    end if;
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
     loop
@@ -35,6 +41,7 @@ end $$;
 
 create or replace trigger deliver after insert on mq.inbox
     referencing new table as arrived for each statement execute function mq._deliver_inbox();
+alter table mq.inbox enable always trigger deliver;     -- also where session_replication_role is replica
 
 create or replace function mq._empty_inbox() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -93,7 +93,7 @@ begin
     if messages = leased then
         return;
     end if;
-    -- The oldest that is ready: the first free slice of the newest block, or what comes after it.
+    -- The oldest that is ready: the first free slice of the current block, or what comes after it.
     execute replace($x$
         select y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
         from mq.block_{t} as y
@@ -102,7 +102,8 @@ begin
             from generate_series(0, cardinality(y.counts) - 1) as g
             where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.block_no and e.slice = g offset 0)
             limit 1) as f on true
-        where y.subscription = 1 and y.lane = 0 order by y.subscription desc, y.lane desc, y.block_no desc limit 1
+        where y.subscription = 1 and y.lane = 0 and y.block_no >= mq._current_{t}(1::smallint, 0::smallint)
+        order by f.id is null, y.block_no * case when f.id is null then -1 else 1 end limit 1
         $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
         into v_prev, v_cur, v_at_xid, v_at_id, v_xid, v_id, v_lane;
     if v_xid is null then

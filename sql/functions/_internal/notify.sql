@@ -1,6 +1,7 @@
 -- NOTIFY takes a lock of the whole cluster at commit, so mq sends as few as will do.
 --
--- A consumer that waits holds a shared session lock, and then sets the register waiting_<q> to 2 (mq.listen). A producer
+-- A consumer that waits holds a shared session lock (of a class of its own, as it may be kept for days, and the keys of
+-- slices are hashes), and then sets the register waiting_<q> to 2 (mq.listen). A producer
 -- reads the register after its insert. If it is 2, it tests the lock by trying the exclusive one: who waits is notified;
 -- if it gets the lock, nobody waits any more, and with the lock still held, so that nobody can just be registering, it
 -- sets the register back to 1. So where nobody waits, producers share no lock.
@@ -15,8 +16,8 @@ create or replace function mq._notify(queue_id int, queue text, mode text, notif
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     c_class   constant int := ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
+    c_waiters constant int := ('mq.subscription'::regclass::oid::bigint & 2147483647)::int;
     v_waiting regclass;
-    v_key     int;
     v_last    bigint;
     v_now     bigint;
 begin
@@ -24,10 +25,10 @@ begin
         return;
     elsif _notify.mode = 'auto' then
         v_waiting := ('mq.waiting_' || _notify.queue_id)::regclass;
-        v_key := (hashint8extended(-4, _notify.queue_id::bigint * 16777216) & 2147483647)::int;
-        -- In one expression, so that no cancel leaves the lock behind.
+        -- In one expression, so that no cancel leaves the lock behind. Our own shared lock would not be in the way.
         if pg_sequence_last_value(v_waiting) = 1
-            or pg_try_advisory_lock(c_class, v_key) and setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_class, v_key)
+            or not mq._is_waiting(_notify.queue_id)
+               and pg_try_advisory_lock(c_waiters, _notify.queue_id) and setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_waiters, _notify.queue_id)
         then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
@@ -40,6 +41,17 @@ begin
         end if;
     end if;
     perform pg_notify('mq_' || _notify.queue, '');
+end $$;
+
+-- Whether this session is registered as one that waits.
+create or replace function mq._is_waiting(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (
+        select from pg_locks as l
+        where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 2
+          and l.classid = ('mq.subscription'::regclass::oid::bigint & 2147483647)::int::oid and l.objid = _is_waiting.queue_id::oid
+          and l.database = (select d.oid from pg_database as d where d.datname = current_database()));
 end $$;
 
 create or replace function mq._answered(notified regclass) returns void

@@ -6,7 +6,7 @@ begin
     if mode = 'transaction' then
         perform mq._not_yet('mode "transaction"');
     elsif mode <> 'lease' then
-        perform mq._invalid('mode', format('"%s" is not a mode.', mode), 'Use ''lease''.');
+        perform mq._invalid('mode', format('"%s" is not a mode.', left(mode, 100)), 'Use ''lease''.');
     end if;
     perform mq._check_timeout(_check_settings.visibility_timeout);
     if max_attempts not between 1 and 32000 then
@@ -24,7 +24,7 @@ begin
         perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
     end if;
     if notify not in ('auto', 'always', 'never') then
-        perform mq._invalid('notify', format('"%s" is not a notify mode.', notify), 'Use ''auto'', ''always'' or ''never''.');
+        perform mq._invalid('notify', format('"%s" is not a notify mode.', left(notify, 100)), 'Use ''auto'', ''always'' or ''never''.');
     end if;
     if segment_age <= '0' or segment_age > '10 years' then
         perform mq._invalid('segment_age', format('%s is not between 0 and 10 years.', segment_age), 'Give an interval, such as ''1 hour''.');
@@ -52,8 +52,9 @@ exception
         return 0;
 end $$;
 
--- The row of a queue, for functions that are not on the hot path.
-create or replace function mq._queue(queue text) returns mq.queue
+-- The row of a queue, for functions that are not on the hot path. Those that lock its row, or its upkeep, look at the
+-- register only behind that lock: drop_queue takes the three in this order.
+create or replace function mq._queue(queue text, and_register boolean default true) returns mq.queue
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     q mq.queue;
@@ -61,11 +62,10 @@ begin
     select * into q from mq.queue as x where x.name = _queue.queue;
     if not found then
         perform mq._queue_not_found(_queue.queue);
-    end if;
-    if q.home_relation <> 'mq.queue'::regclass::oid then
+    elsif q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
         select * into q from mq.queue as x where x.name = _queue.queue;
-    elsif pg_sequence_last_value(q.register) is null then
+    elsif _queue.and_register and pg_sequence_last_value(q.register) is null then
         perform mq._queue_not_found(_queue.queue);      -- dropped while we waited for the register
     end if;
     return q;
@@ -110,8 +110,8 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-                  and c.relname ~ ('^(register|msg_id|notified|waiting)_' || _lock_tables.queue_id || '$|^ticket_' || _lock_tables.queue_id || '_[0-9]+$')
-                order by c.oid
+                  and c.relname ~ ('^(register|msg_id|notified|waiting)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                order by c.relname !~ '^register', c.oid
             loop
                 execute format('alter sequence mq.%I no cycle', v_table);
             end loop;

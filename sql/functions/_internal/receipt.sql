@@ -9,8 +9,9 @@ begin
     if receipt is null then
         perform mq._null_argument('receipt');
     end if;
-    -- Integers before they reach any SQL text.
-    if receipt !~ '^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,18}\.[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,18}\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
+    -- Integers before they reach any SQL text. No backslash: what it means is a setting of the caller. No zero before the
+    -- transaction id: xid8 would read an octal number.
+    if receipt !~ '^[0-9]{1,9}[.][0-9]{1,9}[.][0-9]{1,4}[.][0-9]{1,4}[.][0-9]{1,18}[.][0-9]{1,9}[.][0-9]{1,9}[.][1-9][0-9]{0,17}[.][0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
         perform mq._malformed_receipt(_parse_receipt.queue, _parse_receipt.receipt);
     end if;
     v := string_to_array(receipt, '.');

@@ -4,35 +4,39 @@ create or replace function mq._redeliver(queue text, open_slot int, again mq._ta
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     q        mq.queue;
-    v_count  int := 0;
+    v_free   boolean;
     v_fit    int := least(64 * _redeliver.n, cardinality(_redeliver.again));
     v_opened boolean := false;
 begin
     select * into q from mq.queue as x where x.name = _redeliver.queue;
-    if pg_try_advisory_xact_lock(mq._lock_class(),
-        (hashint8extended(-1, q.queue_id::bigint * 16777216 + open_slot * 256 + 1) & 2147483647)::int)
-    then
-        -- Somebody may have opened a block since this call found nothing: what is free in it would be holes behind a
-        -- newer one. Then it is delivered instead.
-        return query execute 'select g.* from (select b.block_no from mq.block_' || q.queue_id || '_' || open_slot || ' as b'
-            ' where b.subscription = 1 and b.lane = 0 order by b.subscription desc, b.lane desc, b.block_no desc limit 1) as b'
-            ' cross join lateral mq._gather_' || q.queue_id || '_' || open_slot
-            || '(1::smallint, 0::smallint, b.block_no, null, false, false, $1, $2) as g'
-            using _redeliver.n, _redeliver.vt;
-        get diagnostics v_count = row_count;
-        if v_count = 0 then
-            execute 'select mq._open_' || q.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $1, false, true, $2)'
-                into v_opened using _redeliver.n, _redeliver.again[:v_fit];
+    begin
+        if pg_try_advisory_xact_lock(mq._lock_class(),
+            (hashint8extended(-1, q.queue_id::bigint * 16777216 + open_slot * 256 + 1) & 2147483647)::int)
+        then
+            -- Somebody may have opened a block since this call found nothing: what is free in it would be holes behind a
+            -- newer one. Then it is delivered instead, below, without the lane.
+            execute replace(
+                'select exists (select from mq.block_{t} as b'
+                ' cross join lateral mq._gather_{t}(1::smallint, 0::smallint, b.block_no, null, false, false, $1, $2)'
+                ' where b.subscription = 1 and b.lane = 0 and b.block_no >= mq._current_{t}(1::smallint, 0::smallint))',
+                '{t}', q.queue_id || '_' || open_slot) into v_free using _redeliver.n, _redeliver.vt;
+            if not v_free then
+                execute 'select mq._open_' || q.queue_id || '_' || open_slot || '(1::smallint, 0::smallint, $1, false, true, $2, false)'
+                    into v_opened using _redeliver.n, _redeliver.again[:v_fit];
+            end if;
         end if;
-    end if;
-    if not v_opened then
-        v_fit := 0;
-    end if;
+        if not v_opened then
+            raise exception using errcode = 'MQ000';        -- gives the lane back
+        end if;
+    exception
+        when sqlstate 'MQ000' then
+            v_fit := 0;
+    end;
     if v_fit < cardinality(again) then
         perform mq._defer(q.queue_id, q.register, again[v_fit + 1:], array_fill(clock_timestamp(), array[cardinality(again) - v_fit]));
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
-    if v_opened then
+    if v_opened or v_free then
         return query execute 'select * from mq._take_' || q.queue_id || '_' || open_slot
             || '(null, 1::smallint, 0::smallint, $1, $2, true, true, clock_timestamp())' using _redeliver.n, _redeliver.vt;
     end if;

@@ -20,7 +20,8 @@ begin
 end $$;
 
 -- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is
--- a slice; -1 a lane, -2 promotion, -3 upkeep, -4 "somebody waits", -5 "somebody notifies", -6 the sweep.
+-- a slice; -1 a lane, -2 promotion, -3 upkeep, -5 "somebody notifies", -6 the sweep, -7 the generated functions. Who waits
+-- has a class of its own (_internal/notify.sql).
 create or replace function mq._lock_class() returns int
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin

@@ -28,7 +28,9 @@ begin
     end if;
     select min(x) into v_slot from generate_series(1, 65535) as x
     where not exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id and s.slot = x);
+    perform mq._lock_generated();
     perform mq._create_slot(_make_spare_slot.queue_id, v_slot);
+    perform mq._create_dispatchers();
     return v_slot;
 end $$;
 
@@ -83,8 +85,8 @@ begin
     update mq.segment as s set sealed_at = clock_timestamp() where s.queue_id = _seal.queue_id and s.slot = _seal.slot;
 end $$;
 
--- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the newest
--- block leased. It stays so, so the register may skip the segment whether or not this transaction commits.
+-- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the current block,
+-- and of one that was opened ahead, leased. It stays so once this transaction has committed; were it rolled back, the fence would be gone, too.
 create or replace function mq._is_exhausted(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -92,8 +94,11 @@ declare
 begin
     execute replace($x$
         select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur), true)
-           and coalesce(cardinality(b.counts), 0) = (select count(*) from mq.lease_{t} as l
-                where l.subscription = 1 and l.lane = 0 and l.block_no = b.block_no and l.rest = 0)
+           and not exists (
+                select from mq.block_{t} as x
+                where x.subscription = 1 and x.lane = 0 and x.block_no >= mq._current_{t}(1::smallint, 0::smallint)
+                  and cardinality(x.counts) > (select count(*) from mq.lease_{t} as l
+                        where l.subscription = 1 and l.lane = 0 and l.block_no = x.block_no and l.rest = 0))
         from (select 1) as one
         left join lateral (select * from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
                            order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b on true
@@ -192,13 +197,13 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_routine regprocedure;
 begin
-    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s; drop sequence mq.ticket_%1$s_%2$s', _drop_slot.queue_id, _drop_slot.slot);
+    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s cascade; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade', _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in
         select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
           and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')
           and p.proname !~ '^_(is_due|promote|next_due|waiting)_'
     loop
-        execute format('drop function %s', v_routine);
+        execute format('drop function %s cascade', v_routine);
     end loop;
     delete from mq.slot as s where s.queue_id = _drop_slot.queue_id and s.slot = _drop_slot.slot;
 end $$;
@@ -220,7 +225,8 @@ begin
             from unnest(array['log', 'block', 'lease', 'settlement']) as t) > q.segment_bytes);
 end $$;
 
--- Lets consumers skip segments that have nothing left to claim.
+-- Lets consumers skip segments that have nothing left to claim, as far as an earlier transaction found: the register is not
+-- undone by a rollback, but the fence that keeps late producers out is.
 create or replace function mq._advance_head(queue_id int, register regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -228,7 +234,7 @@ declare
     v_head  int;
 begin
     select s.slot into v_head from mq.segment as s
-    where s.queue_id = _advance_head.queue_id and s.exhausted_at is null and s.slot <> v_value & 65535
+    where s.queue_id = _advance_head.queue_id and (s.exhausted_at is null or s.exhausted_at >= now()) and s.slot <> v_value & 65535
     order by s.segment limit 1;
     v_head := coalesce(v_head, (v_value & 65535)::int);
     if v_head <> (v_value >> 16) & 65535 then

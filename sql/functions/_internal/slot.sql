@@ -1,6 +1,6 @@
 -- A slot is the four insert-only tables of one segment. It is filled, drained, truncated and used again.
 create or replace function mq._create_slot(queue_id int, slot int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
+language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
     execute replace($x$
     create table mq.log_{t} (
@@ -80,34 +80,47 @@ begin
     -- Who takes which slice: tickets are drawn without a transaction, so that consumers do not try the same slices.
     -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
     create sequence mq.ticket_{t};
+    -- The last ticket of the newest block, or of one whose opener rolled back: a hint whether it is worth trying.
+    create sequence mq.last_ticket_{t};
 
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
     alter table mq.log_{t} enable always trigger sealed;
     $x$, '{t}', _create_slot.queue_id || '_' || _create_slot.slot);
+    perform mq._shut('_' || _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
-    perform mq._create_dispatcher();
 end $f$;
 
--- _append_0 appends a message to the log of a slot (key: queue_id * 65536 + slot). The first 64 slots have static SQL in
--- it, the others EXECUTE, which parses and plans each time. It is one function for all of them: with many sessions on
--- a few cores the caches are cold, and every function more that a call goes through shows. One transaction at a time
--- makes it anew.
-create or replace function mq._create_dispatcher() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    v_branch   text;
-    v_branches text[];
+-- Whoever makes slots or generated functions does so alone: an upgrade must not miss what another is about to make from
+-- the old templates, and the dispatchers are one for all.
+create or replace function mq._lock_generated() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
-    for v_branch in
-        select replace(replace(replace(mq._template_append(),
-            '{t}', s.queue_id || '_' || s.slot),
-            '{q}', s.queue_id::text),
-            '{key}', (s.queue_id::bigint * 65536 + s.slot)::text)
-        from mq.slot as s order by s.queue_id, s.slot limit 64
+end $$;
+
+-- _append_0 and _take_one_0 have the statements of the first 64 slots in them, those of open segments first; the others
+-- are done without: by EXECUTE, which parses and plans each time, and by _take_. Each is one function for all slots:
+-- with many sessions on a few cores the caches are cold, and every function more that a call goes through shows. The
+-- key is queue_id * 65536 + slot.
+create or replace function mq._create_dispatchers() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    s         record;
+    v_keys    bigint[];
+    v_appends text[];
+    v_takes   text[];
+begin
+    for s in
+        select x.queue_id, x.slot
+        from (select y.queue_id, y.slot from mq.slot as y
+              left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.closed_at is null
+              order by g.segment is null, y.queue_id, y.slot limit 64) as x
+        order by x.queue_id, x.slot
     loop
-        v_branches := v_branches || v_branch;
+        v_keys := v_keys || s.queue_id::bigint * 65536 + s.slot;
+        v_appends := v_appends || mq._fill_template(mq._template_append(), s.queue_id, s.slot);
+        v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -116,9 +129,10 @@ begin
             v_msg_id bigint;
         begin
             {branches}
-            elsif p_key is null then
-                perform mq._queue_not_found(p_queue);
-            else
+            if v_msg_id is null then
+                if p_key is null then
+                    perform mq._queue_not_found(p_queue);
+                end if;
                 v_msg_id := nextval('mq.msg_id_' || (p_key >> 16));
                 execute 'insert into mq.log_' || (p_key >> 16) || '_' || (p_key & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
                     using v_msg_id, p_payload, p_headers;
@@ -126,8 +140,43 @@ begin
             perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
             return v_msg_id;
         end $y$
-        $x$, '{branches}', array_to_string(v_branches, E'\n            els'));
-    revoke all on function mq._append_0(bigint, text, text, jsonb, jsonb) from public;
+        $x$, '{branches}', mq._branches(v_keys, v_appends));
+    execute replace($x$
+        create or replace function mq._take_one_0(p_key bigint, p_ack text, p_vt interval) returns mq.delivery
+        language plpgsql as $y$
+        declare
+            r record;
+        begin
+            {branches}
+            return row(null, null, 0, null, null, null, null)::mq.delivery;      -- nothing was done
+        end $y$
+        $x$, '{branches}', mq._branches(v_keys, v_takes));
+    perform mq._shut('_0');
+end $f$;
+
+-- The body of the one key that p_key is, found by halving.
+create or replace function mq._branches(keys bigint[], bodies text[]) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_half int := cardinality(keys) / 2;
+begin
+    if v_half = 0 then
+        return format('if p_key = %s then %s end if;', keys[1], bodies[1]);
+    end if;
+    return format('if p_key < %s then %s else %s end if;', keys[v_half + 1],
+                  mq._branches(keys[:v_half], bodies[:v_half]), mq._branches(keys[v_half + 1:], bodies[v_half + 1:]));
+end $$;
+
+create or replace function mq._fill_template(template text, queue_id int, slot int) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return replace(replace(replace(replace(replace(replace(_fill_template.template,
+        '{t}', _fill_template.queue_id || '_' || _fill_template.slot),
+        '{q}', _fill_template.queue_id::text),
+        '{k}', _fill_template.slot::text),
+        '{key}', (_fill_template.queue_id::bigint * 65536 + _fill_template.slot)::text),
+        '{seed}', (_fill_template.queue_id::bigint * 16777216 + _fill_template.slot * 256 + 1)::text),
+        '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
 end $f$;
 
 -- The functions that read a slot on the hot path, generated so that they are static SQL with cached plans. They carry
@@ -140,28 +189,34 @@ begin
     foreach v_template in array array[
         mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
     loop
-        execute replace(replace(replace(replace(replace(v_template,
-            '{t}', _create_slot_functions.queue_id || '_' || _create_slot_functions.slot),
-            '{q}', _create_slot_functions.queue_id::text),
-            '{k}', _create_slot_functions.slot::text),
-            '{seed}', (_create_slot_functions.queue_id::bigint * 16777216 + _create_slot_functions.slot * 256 + 1)::text),
-            '{class}', $$('mq.queue'::regclass::oid::bigint & 2147483647)::int$$);
+        execute mq._fill_template(v_template, _create_slot_functions.queue_id, _create_slot_functions.slot);
     end loop;
     perform mq._shut('_' || _create_slot_functions.queue_id || '_' || _create_slot_functions.slot);
 end $f$;
 
--- New functions can be executed by everybody; ours by nobody but the owner.
+-- What is new may be used by whom PostgreSQL and the owner's default privileges name; ours by nobody but the owner.
 create or replace function mq._shut(suffix text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_routine regprocedure;
+    v_relation regclass;
+    v_routine  regprocedure;
+    v_grantee  name;
 begin
-    for v_routine in
-        select p.oid from pg_proc as p
-        where p.pronamespace = 'mq'::regnamespace and right(p.proname, length(_shut.suffix)) = _shut.suffix
-          and (p.proacl is null or exists (select from aclexplode(p.proacl) as a where a.grantee = 0))
+    for v_relation, v_grantee in
+        select distinct c.oid, case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end
+        from pg_class as c, aclexplode(c.relacl) as a
+        where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S') and right(c.relname, length(_shut.suffix)) = _shut.suffix
+          and a.grantee <> c.relowner
     loop
-        execute format('revoke all on function %s from public', v_routine);
+        execute format('revoke all on %s from %I', v_relation, v_grantee);
+    end loop;
+    for v_routine, v_grantee in
+        select distinct p.oid, case a.grantee when 0 then 'public' else pg_get_userbyid(a.grantee) end
+        from pg_proc as p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a
+        where p.pronamespace = 'mq'::regnamespace and right(p.proname, length(_shut.suffix)) = _shut.suffix
+          and a.grantee <> p.proowner
+    loop
+        execute format('revoke all on function %s from %I', v_routine, v_grantee);
     end loop;
 end $$;
 
@@ -171,11 +226,10 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot mq.slot;
 begin
+    perform mq._lock_generated();
     for v_slot in select * from mq.slot order by queue_id, slot loop
         perform mq._create_slot_functions(v_slot.queue_id, v_slot.slot);
     end loop;
     perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
-    if v_slot is not null then
-        perform mq._create_dispatcher();
-    end if;
+    perform mq._create_dispatchers() where exists (select from mq.slot);
 end $$;

@@ -13,42 +13,58 @@ begin
         order by x.segment;
 end $$;
 
--- Takes back what ran out, in all segments of a queue, at most about "most" messages; returns those to deliver again.
--- One sweeper at a time; never called with a lane locked.
+-- One sweeper at a time. Its lock is the session's, and given back at once: a consumer may sit in its transaction.
 create or replace function mq._sweep(queue_id int, max_attempts int, most int, out again mq._taken[], out taken int)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c_key constant int := mq._lock_key(_sweep.queue_id, -6);
+begin
+    again := '{}'::mq._taken[];
+    taken := 0;
+    if not pg_try_advisory_lock(mq._lock_class(), c_key) then
+        return;
+    end if;
+    begin
+        select x.again, x.taken into again, taken from mq._sweep_slots(_sweep.queue_id, _sweep.max_attempts, _sweep.most) as x;
+        perform pg_advisory_unlock(mq._lock_class(), c_key);
+    exception
+        when query_canceled or others then
+            perform pg_advisory_unlock(mq._lock_class(), c_key);
+            raise;
+    end;
+end $$;
+
+-- Takes back what ran out, in all segments of a queue, at most about "most" messages; returns those to deliver again.
+-- Never called with a lane locked.
+create or replace function mq._sweep_slots(queue_id int, max_attempts int, most int, out again mq._taken[], out taken int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
     v_taken mq._taken[];
     v_all   mq._taken[] := '{}'::mq._taken[];
 begin
-    if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(_sweep.queue_id, -6)) then
-        again := '{}'::mq._taken[];
-        taken := 0;
-        return;
-    end if;
-    for v_slot in select x from mq._live_slots(_sweep.queue_id) as x loop
+    for v_slot in select x from mq._live_slots(_sweep_slots.queue_id) as x loop
         begin
-            execute 'select array_agg(x) from mq._sweep_' || _sweep.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
-                into v_taken using _sweep.most - cardinality(v_all);
+            execute 'select array_agg(x) from mq._sweep_' || _sweep_slots.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
+                into v_taken using _sweep_slots.most - cardinality(v_all);
         exception
             when lock_not_available then
                 v_taken := null;        -- it is being emptied, or purged: another time
         end;
         v_all := v_all || v_taken;
-        exit when cardinality(v_all) >= _sweep.most;
+        exit when cardinality(v_all) >= _sweep_slots.most or (select sum(pg_column_size(x.payload)) from unnest(v_all) as x) >= 67108864;
     end loop;
     with gone as (
         delete from mq.survivor as s using (
             select x.queue_id, x.token, x.msg_id from mq.survivor as x
-            where x.queue_id = _sweep.queue_id and x.leased_until < clock_timestamp()
-            order by x.queue_id, x.token, x.msg_id limit _sweep.most for update skip locked) as o
+            where x.queue_id = _sweep_slots.queue_id and x.leased_until < clock_timestamp()
+            order by x.queue_id, x.token, x.msg_id limit 64 for update skip locked) as o
         where s.queue_id = o.queue_id and s.token = o.token and s.msg_id = o.msg_id
         returning s.*)
     select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired', null)::mq._taken)
       into v_all from gone as g;
     taken := cardinality(v_all);
-    again := case when taken = 0 then v_all else mq._take_back(_sweep.queue_id, _sweep.max_attempts, v_all, null) end;
+    again := case when taken = 0 then v_all else mq._take_back(_sweep_slots.queue_id, _sweep_slots.max_attempts, v_all, null) end;
 end $$;
 
 -- Whether a sweep would find a lease that ran out, or a hole. Looks at a bounded number, writes nothing.

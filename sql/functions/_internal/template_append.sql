@@ -3,7 +3,7 @@
 create or replace function mq._template_append() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return $x$if p_key = {key} then
+    return $x$
                 v_msg_id := nextval('mq.msg_id_{q}');
                 insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
                 if p_notify = 'never'
@@ -11,7 +11,8 @@ begin
                        and abs(date_part('epoch', clock_timestamp()) * 2000 - pg_sequence_last_value('mq.notified_{q}')) < 200
                 then
                     return v_msg_id;
-                end if;$x$;
+                end if;
+            $x$;
 end $f$;
 
 -- _append_batch_<slot>: what enqueue_batch does once it knows the open segment.

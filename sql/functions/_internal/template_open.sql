@@ -26,14 +26,15 @@ begin
                 order by l.lane, l.xid, l.msg_id limit 1) as m);
 end $$;
 
--- Opens the next block: up to 64 slices of p_n (128 small ones), first of what is due again, then of what the window holds. Called with
--- the lane locked. p_given are messages to be born in this block besides. False if there was nothing.
+-- Opens the next block: up to 64 slices of p_n (128 small ones, 256 of one), first of what is due again, then of what the window holds. Called with
+-- the lane locked. p_given are messages to be born in this block besides; p_ahead: the last block still has tickets, and
+-- this one's come behind them. False if there was nothing.
 --
 -- Each slice lies within one range of mq._ranges, so its first message and a count name it for good.
-create or replace function mq._open_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean, p_given mq._taken[]) returns boolean
+create or replace function mq._open_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean, p_given mq._taken[], p_ahead boolean) returns boolean
 language plpgsql as $$
 declare
-    c_slices constant int := case when p_n < 16 then 128 else 64 end;
+    c_slices constant int := case when p_n = 1 then 256 when p_n < 16 then 128 else 64 end;
     b          record;
     r          record;
     v_no       bigint;
@@ -128,10 +129,47 @@ begin
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
                               first_xids, first_ids, counts, low_block, laggards)
     values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id,
-            coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, p_n, v_born,
+            greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end),
+            p_n, v_born,
             a_xids, a_ids, a_counts, v_low, v_laggards);
+    perform setval('mq.last_ticket_{t}',
+                   greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0), case when p_ahead then b.first_ticket + cardinality(b.counts) - 1 end)
+                   + cardinality(a_counts));
     perform mq._answered('mq.notified_{q}');
     return true;
+end $$;
+
+-- Opens the block after the newest while that still has tickets, if there is something to put into it.
+create or replace function mq._open_ahead_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean) returns void
+language plpgsql as $$
+declare
+    c_class constant int := {class};
+    b       record;
+    v_due   boolean := p_due and mq._is_due_{q}();
+begin
+    select y.block_no, y.prev, y.cur into b from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
+    order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
+    if not coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false) then
+        return;
+    end if;
+    -- As in _take_: look again behind the lock, and give it back where there is nothing.
+    begin
+        if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
+            and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
+            and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no)
+        then
+            v_due := v_due and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)) and mq._is_due_{q}();
+            if coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false)
+                and mq._open_{t}(p_sub, p_lane, p_n, p_fresh, coalesce(v_due, false), null, true)
+            then
+                return;
+            end if;
+        end if;
+        raise exception using errcode = 'MQ000';
+    exception
+        when sqlstate 'MQ000' then
+            null;
+    end;
 end $$;
 
 -- Moves the marks where nobody opens blocks, so that empty polls need not look at what is settled: appends a block
@@ -146,7 +184,7 @@ declare
 begin
     select x.* into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
-    if b.block_no is null or cardinality(b.counts) is distinct from (
+    if b.block_no is null or b.first_ticket > coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1 or cardinality(b.counts) is distinct from (
         select count(*) from mq.lease_{t} as x
         where x.subscription = p_sub and x.lane = p_lane and x.block_no = b.block_no and x.rest = 0)
     then
@@ -169,9 +207,11 @@ begin
     if v_low - b.low_block + cardinality(b.laggards) - cardinality(v_laggards) < 4 then
         return;
     end if;
-    if not pg_try_advisory_xact_lock({class}, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
-        or exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no)
-    then
+    if not pg_try_advisory_xact_lock({class}, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
+        return;
+    end if;
+    -- A statement of its own, with a snapshot newer than the lock.
+    if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
         return;
     end if;
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,

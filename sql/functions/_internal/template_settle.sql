@@ -14,7 +14,7 @@ begin
     insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
     where x.subscription = 1 and x.lane = 0 and x.block_no = p[5]::bigint and x.slice = p[6]::int and x.part = p[7]::int
-      and x.token::text = p[9]
+      and x.head_slice = x.slice and x.head_part = x.part and x.token::text = p[9]
     on conflict do nothing returning n into v_count;
     return v_count;
 end $$;
@@ -39,7 +39,9 @@ begin
 end $$;
 
 -- Settles what is left of a lease, or the given messages of it, and returns them. None: the lease is lost, or nothing
--- of it is left. What it returns as due_at is the deadline of the lease. Outcome "expired" looks at the deadline in the round that decides, so it never overrules an extend.
+-- of it is left. What it returns as due_at is the deadline of the lease. Outcome "expired" looks at the deadline in the
+-- round that decides, so it never overrules an extend. Where the messages are taken somewhere else, at most about 64 MB of
+-- them are, for what is returned becomes one array, and the rest by another call; an ack needs no payloads.
 create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_outcome text, p_ids bigint[])
 returns setof mq._taken language plpgsql as $$
 declare
@@ -51,7 +53,7 @@ declare
 begin
     select x.leased_until into v_until from mq.lease_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part
-      and x.token = p_token;
+      and x.head_slice = x.slice and x.head_part = x.part and x.token = p_token;
     if not found then
         return;
     end if;
@@ -65,8 +67,16 @@ begin
         if s.final or (p_outcome = 'expired' and coalesce(s.leased_until, v_until) >= clock_timestamp()) then
             return;
         end if;
-        select array_agg(x.msg_id) filter (where p_ids is null or x.msg_id = any (p_ids)), count(*) into v_ids, v_left
-        from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids;
+        if p_outcome = 'acked' then
+            select array_agg(x.msg_id) filter (where p_ids is null or x.msg_id = any (p_ids)), count(*) into v_ids, v_left
+            from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids;
+        else
+            select array_agg(y.msg_id) filter (where y.is_wanted and y.bytes_before < 67108864), count(*) into v_ids, v_left
+            from (select x.msg_id, p_ids is null or x.msg_id = any (p_ids) as is_wanted,
+                         coalesce(sum(pg_column_size(x.payload)) filter (where p_ids is null or x.msg_id = any (p_ids))
+                                  over (order by x.msg_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
+                  from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids) as y;
+        end if;
         if v_ids is null then
             return;
         end if;
@@ -77,7 +87,8 @@ begin
         exit when v_seq is not null;
     end loop;
     return query
-        select x.msg_id, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, p_outcome, coalesce(s.leased_until, v_until)
+        select x.msg_id, x.enqueued_at, x.attempt, case when p_outcome <> 'acked' then x.payload end,
+               case when p_outcome <> 'acked' then x.headers end, x.history, p_outcome, coalesce(s.leased_until, v_until)
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 
@@ -97,13 +108,13 @@ begin
             from mq.settlement_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part) as s
         where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.slice = p_slice and l.part = p_part
-          and l.token = p_token and not s.final
+          and l.head_slice = l.slice and l.head_part = l.part and l.token = p_token and not s.final
         on conflict do nothing returning leased_until into v_until;
         if v_until is not null then
             return v_until;
         end if;
         if not exists (select from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no
-                         and l.slice = p_slice and l.part = p_part and l.token = p_token)
+                         and l.slice = p_slice and l.part = p_part and l.head_slice = l.slice and l.head_part = l.part and l.token = p_token)
             or exists (select from mq.settlement_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
                          and x.slice = p_slice and x.part = p_part and x.final)
         then

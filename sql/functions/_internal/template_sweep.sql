@@ -1,18 +1,24 @@
 -- _stale_<slot>, _sweep_<slot>: leases that ran out, and holes: slices whose consumer rolled back after the next block
--- was opened. Only blocks from the newest block's low_block on are looked at, and its laggards.
+-- had its turn. Only blocks from the newest block's low_block on are looked at, and its laggards.
 create or replace function mq._template_sweep() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
--- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at.
+-- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at: each second time
+-- from a random block on, so that many live leases do not hide one that ran out for ever.
 create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid)
 returns setof record language plpgsql as $$
 declare
-    v_now timestamptz := clock_timestamp();
-    b     record;
+    v_now  timestamptz := clock_timestamp();
+    b      record;
+    v_from bigint;
 begin
-    select x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, x.block_no into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
+    v_from := b.low_block;
+    if p_most < 100000 and random() < 0.5 then
+        v_from := v_from + floor(random() * (b.block_no - v_from + 1))::bigint;
+    end if;
     return query
         select l.block_no, l.slice, l.part, l.token
         from (
@@ -21,13 +27,23 @@ begin
                 select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = u.laggard
                 order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most) as e)
             union all
-            (select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.low_block
+            (select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no >= v_from
              order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)) as l
         where l.leased_until < v_now and l.slice = l.head_slice and l.part = l.head_part
           and not exists (
             select from mq.settlement_{t} as s
             where s.subscription = p_sub and s.lane = p_lane and s.block_no = l.block_no and s.slice = l.slice and s.part = l.part
               and (s.final or s.leased_until >= v_now) offset 0);
+end $$;
+
+-- The block that the next ticket is of. In older ones, what nobody leased is a hole; newer ones were opened ahead.
+create or replace function mq._current_{t}(p_sub smallint, p_lane smallint) returns bigint
+language plpgsql as $$
+begin
+    return (
+        select x.block_no from mq.block_{t} as x
+        where x.subscription = p_sub and x.lane = p_lane and x.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
+        order by x.subscription desc, x.lane desc, x.block_no desc limit 1);
 end $$;
 
 -- Whether an older block has a slice that nobody leased to its end, nor is about to. Takes no lock that stays.
@@ -38,7 +54,8 @@ declare
     b       record;
     h       record;
 begin
-    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, mq._current_{t}(p_sub, p_lane) as block_no into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
     for h in
         select z.block_no, z.counts
@@ -62,7 +79,7 @@ begin
     return false;
 end $$;
 
--- Settles what ran out and what was never leased, at most about p_limit messages, and returns them. An ack that has
+-- Settles what ran out and what was never leased, at most about p_limit messages or 64 MB, and returns them. An ack that has
 -- not committed yet holds a lease's next seq: that lease is left alone after 5 ms.
 create or replace function mq._sweep_{t}(p_sub smallint, p_lane smallint, p_limit int) returns setof mq._taken
 language plpgsql set lock_timeout = '5ms' as $$
@@ -71,8 +88,11 @@ declare
     l       record;
     h       record;
     b       record;
-    v_count int;
+    v_part  int;
+    v_taken mq._taken[];
+    v_size  bigint;
     v_sum   int := 0;
+    v_bytes bigint := 0;
     v_busy  int := 0;
     v_token uuid;
 begin
@@ -83,20 +103,24 @@ begin
             select x.* from mq._stale_{t}(p_sub, p_lane, 2147483647) as x
             order by case when v_pass = 2 then random() end, x.block_no, x.slice, x.part
         loop
-            exit when v_sum >= p_limit or v_busy >= 10;
+            exit when v_sum >= p_limit or v_bytes >= 67108864 or v_busy >= 10;
             begin
-                return query select * from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null);
-                get diagnostics v_count = row_count;
-                v_sum := v_sum + v_count;
+                select array_agg(x), sum(pg_column_size(x.payload)) into v_taken, v_size
+                from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null) as x;
             exception
                 when lock_not_available then
                     v_busy := v_busy + 1;
+                    continue;
             end;
+            return query select * from unnest(v_taken);
+            v_sum := v_sum + coalesce(cardinality(v_taken), 0);
+            v_bytes := v_bytes + coalesce(v_size, 0);
         end loop;
         exit when v_busy < 10;
     end loop;
 
-    select x.block_no, x.low_block, x.laggards into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, mq._current_{t}(p_sub, p_lane) as block_no into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
     for h in
         select x.block_no, s as slice
@@ -110,7 +134,7 @@ begin
         where not exists (select from mq.lease_{t} as e
                           where e.subscription = p_sub and e.lane = p_lane and e.block_no = x.block_no and e.slice = s and e.rest = 0 offset 0)
     loop
-        exit when v_sum >= p_limit;
+        exit when v_sum >= p_limit or v_bytes >= 67108864;
         continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed}) & 2147483647)::int);
         -- With the slice locked, look again with a newer snapshot; then lease the rest of it to nobody.
         v_token := gen_random_uuid();
@@ -125,11 +149,13 @@ begin
             where y.subscription = p_sub and y.lane = p_lane and y.block_no = h.block_no and y.slice = h.slice
             order by y.subscription desc, y.lane desc, y.block_no desc, y.slice desc, y.part desc limit 1) as e on true
         where x.subscription = p_sub and x.lane = p_lane and x.block_no = h.block_no and coalesce(e.rest, 1) > 0
-        returning part into v_count;
+        returning part into v_part;
         continue when not found;
-        return query select * from mq._settle_{t}(p_sub, p_lane, h.block_no, h.slice, v_count, v_token, 'hole', null);
-        get diagnostics v_count = row_count;
-        v_sum := v_sum + v_count;
+        select array_agg(x), sum(pg_column_size(x.payload)) into v_taken, v_size
+        from mq._settle_{t}(p_sub, p_lane, h.block_no, h.slice, v_part, v_token, 'hole', null) as x;
+        return query select * from unnest(v_taken);
+        v_sum := v_sum + coalesce(cardinality(v_taken), 0);
+        v_bytes := v_bytes + coalesce(v_size, 0);
     end loop;
 end $$;
     $x$;

@@ -1,4 +1,62 @@
+-- The branch of _take_one_0 for one slot: the common case of a dequeue of one message, in a single statement. It draws
+-- a ticket of the current block, leases that slice if its lock is free, and acknowledges the receipt given with it.
+--
+-- The statement's snapshot is older than the lock. That is safe here, and only here: what was leased since is seen by
+-- ON CONFLICT, which looks at the index as it is now, and the messages of a block were committed before the block was.
+create or replace function mq._template_take_one() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+            if pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') then
+                with acked as (
+                    insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
+                    select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
+                    where p_ack is not null and x.subscription = 1 and x.lane = 0 and x.block_no = split_part(p_ack, '.', 5)::bigint
+                      and x.slice = split_part(p_ack, '.', 6)::int and x.part = split_part(p_ack, '.', 7)::int
+                      and x.head_slice = x.slice and x.head_part = x.part and x.token::text = split_part(p_ack, '.', 9)
+                    on conflict do nothing returning 1),
+                drawn as materialized (
+                    select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id,
+                           case when c.g < c.born then -1 else 0 end as lane, clock_timestamp() + p_vt as leased_until, gen_random_uuid() as token,
+                           c.g = c.slices / 8 and c.slices >= 16 as is_early
+                    from (select b.*, (nextval('mq.ticket_{t}') - b.first_ticket)::int as g
+                          from (select y.block_no, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, cardinality(y.counts) as slices
+                                from mq.block_{t} as y
+                                where y.subscription = 1 and y.lane = 0 and y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
+                                order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as b
+                          where b.size = 1 and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
+                    where c.g >= 0 and c.g < c.slices
+                      and pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int)),
+                claim as (
+                    insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
+                                              first_id, first_xid, leased_until, token)
+                    select 1, 0, d.block_no, d.g, 0, d.g, 0, 1, 1, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d
+                    on conflict do nothing returning 1)
+                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
+                       (select row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
+                                   m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
+                        from drawn as d
+                        cross join lateral (
+                            select * from mq.log_{t} as l where l.lane = d.lane and (l.xid, l.msg_id) >= (d.xid, d.msg_id)
+                            order by l.lane, l.xid, l.msg_id limit 1) as m
+                        where exists (select from claim)) as delivery
+                  into r;
+                if r.opens then
+                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, 1, true, true);
+                end if;
+                if not r.is_acked then
+                    perform mq._ack_late({q}, p_ack);
+                end if;
+                return r.delivery;
+            end if;
+            $x$;
+end $f$;
+
 -- _take_<slot>: leases up to n messages of a lane of this slot, or returns none; before that, acknowledges p_ack.
+--
+-- Tickets are drawn one after the other, through the blocks in turn: the current block is the newest whose first ticket
+-- was reached. Whoever draws the ticket an eighth into a block opens the next one behind it, so that there is no moment
+-- at which all consumers wait for one. A block opened by who found nothing takes the next ticket for its first.
 --
 -- Two consumers never meet: a slice is taken under an advisory lock that is only ever tried (this engine's SKIP
 -- LOCKED) and held to the end of the transaction, so a lease that is not committed yet is seen as a taken lock, and
@@ -12,7 +70,10 @@ returns setof mq.delivery language plpgsql as $$
 declare
     c_class constant int := {class};
     b       record;
-    g       int;
+    g       bigint;
+    v_ticket bigint;
+    v_after bigint := 0;
+    v_ahead boolean := false;
     v_own   boolean;
     v_count int;
     v_token uuid;
@@ -20,6 +81,7 @@ declare
     v_receipt text;
     v_ready boolean;
     v_hole  boolean;
+    v_opened boolean;
     v_due   boolean;
     a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
@@ -30,15 +92,22 @@ begin
     for v_round in 1 .. 100 loop
         select y.block_no, y.xid, y.prev, y.cur, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, y.counts,
                cardinality(y.counts) as slices into b
-        from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
+        from mq.block_{t} as y
+        where y.subscription = p_sub and y.lane = p_lane
+          and (v_after > 0 or y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1)
         order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
 
         -- The slices of a block of our own need no locks: nobody else can see it.
         v_own := b.xid is not distinct from pg_current_xact_id_if_assigned();
-        while b.size <= p_n and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1 loop
-            g := nextval('mq.ticket_{t}') - b.first_ticket;
-            exit when g >= b.slices;
+        while b.size <= p_n
+            and (v_ticket is not null or coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) between b.first_ticket - 1 and b.first_ticket + b.slices - 2)
+        loop
+            v_ticket := coalesce(v_ticket, nextval('mq.ticket_{t}'));
+            g := v_ticket - b.first_ticket;
+            exit when g >= b.slices;        -- of a block that is not seen yet: perhaps in the next round
+            v_ticket := null;
             continue when g < 0;
+            v_ahead := v_ahead or g = b.slices / 8 and b.slices >= 16;
             -- The common case: a slice is just what is wanted.
             if b.counts[g + 1] = p_n or g = b.slices - 1 then
                 continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int));
@@ -53,7 +122,7 @@ begin
                     with claim as (
                         insert into mq.lease_{t} as e (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
                                                        first_id, first_xid, leased_until, token)
-                        values (p_sub, p_lane, b.block_no, g, 0, g, 0, b.counts[g + 1], b.counts[g + 1], 0,
+                        values (p_sub, p_lane, b.block_no, g::int, 0, g::int, 0, b.counts[g + 1], b.counts[g + 1], 0,
                                 b.first_ids[g + 1], b.first_xids[g + 1], v_until, v_token)
                         on conflict do nothing returning 1)
                     select m.msg_id, v_receipt, m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
@@ -64,17 +133,26 @@ begin
                     where exists (select from claim);
             else
                 -- Slices are smaller than n: draw more.
-                a_slices := array[g];
+                a_slices := array[g::int];
                 v_count := b.counts[g + 1];
                 while v_count < p_n and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1 loop
                     g := nextval('mq.ticket_{t}') - b.first_ticket;
-                    exit when g >= b.slices;
-                    a_slices := a_slices || g;
+                    if g >= b.slices then
+                        v_ticket := g + b.first_ticket;
+                        exit;
+                    end if;
+                    a_slices := a_slices || g::int;
                     v_count := v_count + b.counts[g + 1];
+                    v_ahead := v_ahead or g = b.slices / 8 and b.slices >= 16;
                 end loop;
                 return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, a_slices, v_own, v_had, p_n, p_vt);
             end if;
             get diagnostics v_count = row_count;
+            -- Not in a long transaction, whose block others would have to wait for.
+            if v_ahead and not v_had then
+                perform mq._open_ahead_{t}(p_sub, p_lane, p_n, p_fresh, p_due);
+                v_ahead := false;
+            end if;
             if v_count > 0 then
                 return;
             end if;
@@ -88,17 +166,25 @@ begin
             end if;
         end if;
 
-        -- Nothing is free. Look before locking: a lock taken for nothing would stay to the end of the transaction.
-        v_due := p_due and mq._is_due_{q}();
+        -- Nothing is free in the current block: there may be one behind it.
+        select y.block_no into v_after from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
+        order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
+        continue when v_after > b.block_no;
+        v_after := 0;
+
+        -- Look before locking: a lock taken for nothing would stay to the end of the transaction.
         v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end;
+        v_due := p_due and (v_ready or mq._is_due_{q}());       -- where there is something in any case, only the opener asks
         if v_ready is null then
             perform mq._repair({q});
             return;
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            -- So many arrivals that looking is too much: timers for them, and no lane held meanwhile. The only case in which
+            -- a call that returns nothing keeps a lock, that of promotion.
             if not found and v_due is null then
-                perform from mq._promote_{q}(0);    -- timers for arrivals, and no lane held for them
+                perform from mq._promote_{q}(0);
             end if;
             return;
         end if;
@@ -109,12 +195,13 @@ begin
         -- the way of the next opener.
         v_ready := false;
         v_hole := false;
+        v_opened := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
                 -- What is due can be had only by who may promote.
-                v_due := v_ready and v_due and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+                v_due := v_ready and v_due and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
                 v_ready := v_ready and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(), false));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
@@ -122,7 +209,10 @@ begin
                     perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
                     v_hole := found;
                 end if;
-                if v_hole or not v_ready then
+                if v_ready and not v_hole then
+                    v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
+                end if;
+                if not v_opened then
                     raise exception using errcode = 'MQ000';
                 end if;
             elsif clock_timestamp() > p_give_up then
@@ -142,7 +232,7 @@ begin
                 return;
             end if;
         end if;
-        if v_ready and not mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null) then
+        if v_ready and not v_opened then
             return;
         end if;
     end loop;
@@ -154,7 +244,7 @@ end $f$;
 create or replace function mq._count_claim() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_claims int := coalesce(nullif(current_setting('mq.claims', true), ''), '0')::int + 1;
+    v_claims int := case when current_setting('mq.claims', true) ~ '^[0-9]{1,6}$' then current_setting('mq.claims', true) else '0' end::int + 1;
 begin
     if v_claims > 1000 then
         perform mq._too_many_claims();
