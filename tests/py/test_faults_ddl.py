@@ -49,8 +49,6 @@ CALLS = (
 )
 # No such queue, the queue exists, the lease is lost: of queues that come and go.
 EXPECTED = {"MQ001", "MQ002", "MQ003"}
-# Where a fault that has a test of its own shows; to go with it.
-KNOWN = "mq._remove_old_registers()"
 
 
 class Fuzz:
@@ -84,7 +82,7 @@ class Fuzz:
                 except self.passing as error:
                     self.count(type(error).__name__)
                 except psycopg.Error as error:
-                    if error.sqlstate in EXPECTED or KNOWN in (error.diag.context or ""):
+                    if error.sqlstate in EXPECTED:
                         self.count(str(error.sqlstate))
                         time.sleep(0.01)
                     else:
@@ -153,24 +151,29 @@ def test_queues_that_come_and_go_disturb_no_other(
 
 
 def leftovers(conn: psycopg.Connection) -> list[str]:
-    """Tables, sequences and functions of queues that are not there."""
+    """Tables, sequences and functions of queues that are not there, but for registers: they are kept for a day."""
     kept = value(conn, "select queue_id from mq.queue")
     return [
         name
         for (name,) in conn.execute(
             "with o as (select relname as name from pg_class where relnamespace = 'mq'::regnamespace and relkind in ('r', 'S')"
             " union all select proname from pg_proc where pronamespace = 'mq'::regnamespace)"
-            " select name from o where substring(name from '_([0-9]+)(?:_[0-9]+)?$')::int not in (0, %s)",
+            " select name from o where name !~ '^register_'"
+            " and substring(name from '_([0-9]+)(?:_[0-9]+)?$')::int not in (0, %s)",
             (kept,),
         ).fetchall()
     ]
 
 
-@pytest.mark.xfail(
+MEETS_DROP = pytest.mark.xfail(
     raises=psycopg.errors.InternalError_,
-    reason='"tuple concurrently updated": installing takes no lock that keeps queues from being made',
+    reason='"tuple concurrently updated": installing takes no lock that keeps queues from being dropped',
 )
-@pytest.mark.parametrize("change", ["create_queue('new')", "drop_queue('old')"])
+
+
+@pytest.mark.parametrize(
+    "change", ["create_queue('new')", pytest.param("drop_queue('old')", marks=MEETS_DROP)]
+)
 def test_an_upgrade_waits_for_whoever_makes_or_drops_a_queue(
     conn: psycopg.Connection, connect: Connect, background: Background, change: str
 ) -> None:
@@ -184,16 +187,14 @@ def test_an_upgrade_waits_for_whoever_makes_or_drops_a_queue(
     upgraded.result(wait.SECONDS)
 
 
-@pytest.mark.xfail(
-    raises=psycopg.errors.SyntaxError,
-    reason="the name of a register that is gone is its number: drop sequence if exists 16789",
-)
 def test_upkeep_passes_by_a_register_that_another_removed(
     conn: psycopg.Connection, connect: Connect, background: Background
 ) -> None:
     for queue in ("first", "second"):
         conn.execute(f"select mq.create_queue('{queue}')")
         conn.execute(f"select mq.drop_queue('{queue}')")
+    for number in (1, 2):  # what is left of them is kept for a day
+        conn.execute(f"comment on sequence mq.register_{number} is 'dropped 2020-01-01'")
     conn.execute("alter routine mq.maintain set lock_timeout = '30s'")
     holders = {}
     for number in (1, 2):
@@ -212,13 +213,7 @@ def test_upkeep_passes_by_a_register_that_another_removed(
     maintained.result(wait.SECONDS)
 
 
-@pytest.mark.xfail(
-    raises=psycopg.errors.InternalError_,
-    reason="upkeep removes the register while there are snapshots that still see its queue: could not open relation",
-)
-@pytest.mark.parametrize(
-    "call", ["enqueue('q', '1')", "queue_stats()", "ack('q', '1.1.1.0.1.0.0.9.a')"]
-)
+@pytest.mark.parametrize("call", ["enqueue('q', '1')", "dequeue('q')", "queue_stats()"])
 def test_a_snapshot_older_than_the_drop_and_the_next_upkeep_sees_no_queue_either(
     conn: psycopg.Connection, connect: Connect, call: str
 ) -> None:
@@ -228,7 +223,8 @@ def test_a_snapshot_older_than_the_drop_and_the_next_upkeep_sees_no_queue_either
     old.execute("select 1")
     conn.execute("select mq.drop_queue('q')")
     conn.execute("select mq.maintain()")
-    with pytest.raises(psycopg.Error) as caught:
-        old.execute(f"select mq.{call}")
-    if caught.value.sqlstate != "MQ001":
-        raise caught.value
+    try:
+        assert old.execute(f"select mq.{call}").fetchall() == []
+    except psycopg.Error as error:
+        if error.sqlstate not in ("MQ001", "0A000"):  # dequeue needs READ COMMITTED
+            raise
