@@ -58,6 +58,10 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("55000", mq.InvalidState),
         ("42501", mq.PermissionDenied),
         ("57P01", mq.ConnectionLost),
+        ("57P04", mq.ConnectionLost),  # the database was dropped
+        ("57P05", mq.ConnectionLost),  # idle_session_timeout
+        ("25P03", mq.ConnectionLost),  # idle_in_transaction_session_timeout
+        ("25P04", mq.ConnectionLost),  # transaction_timeout
         ("08006", mq.ConnectionLost),
         ("57014", mq.Error),
     ],
@@ -118,6 +122,15 @@ def test_what_json_cannot_write_is_a_type_error(client: mq.Client, queue: str) -
 def test_a_database_without_mq(server: Any) -> None:
     with server.connect() as conn, pytest.raises(mq.InstallationError):
         mq.Client(conn).version()
+
+
+def test_an_error_on_a_connection_that_is_closed_is_a_lost_connection_whatever_its_code(
+    conn: psycopg.Connection[Any],
+) -> None:
+    with pytest.raises(psycopg.errors.UndefinedTable) as caught:
+        conn.execute("select from nowhere")
+    assert type(errors.from_psycopg(caught.value)) is mq.Error
+    assert type(errors.from_psycopg(caught.value, connected=False)) is mq.ConnectionLost
 
 
 def test_a_lost_connection(conn: psycopg.Connection[Any], client: mq.Client, queue: str) -> None:
