@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 
 import psycopg
 
 from bench.peers.base import ASYNC, STAMPED, Absent, Load, Peer
 from bench.tally import Tally
+from mqctl.source import Source, load
 from support.server import Server
 
 # Receipts of what could not be had are '0': pgbench knows no null.
@@ -36,6 +38,12 @@ MOST_IN_A_SEGMENT = 5_000_000
 SECOND = timedelta(seconds=1)
 
 
+@cache
+def _source() -> Source:
+    """Read once, so that an edit in the middle of a run does not change what is measured."""
+    return load()
+
+
 class Mq(Peer):
     """`next`: dequeue acks the receipt of the call before; `tx`: dequeue and ack in one transaction; `separate`: in two;
     `retry`: in two, and one lease in ten is given back with nack; `async`: `next` with synchronous_commit off.
@@ -47,15 +55,13 @@ class Mq(Peer):
     variants = (*CYCLES, *NOTIFY, "copy")
 
     def version(self, server: Server) -> str:
-        from mqctl import source
-
-        return source.load().version
+        return _source().version
 
     def install(self, server: Server, dbname: str, variant: str) -> None:
         from mqctl import migrate
 
         with server.connect(dbname) as conn:
-            migrate.install(conn)
+            migrate.install(conn, _source())
             notify = variant if variant in NOTIFY else "auto"
             conn.execute("select mq.create_queue('b', notify => %s)", (notify,))
 

@@ -43,7 +43,7 @@ begin
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
     -- register gone, they would get PostgreSQL's internal words. Upkeep removes it when nobody can know of it any more.
     execute format('alter sequence mq.register_%s restart', q.queue_id);
-    execute format('comment on sequence mq.register_%s is %L', q.queue_id, 'dropped ' || clock_timestamp());
+    execute format('comment on sequence mq.register_%s is %L', q.queue_id, 'dropped ' || extract(epoch from clock_timestamp()));
 end $$;
 
 -- A transaction may go on in a snapshot in which the queue is there; after a day that gets PostgreSQL's own error.
@@ -55,7 +55,7 @@ begin
     for v_register in
         select c.relname from pg_class as c join pg_description as d on d.objoid = c.oid and d.classoid = 'pg_class'::regclass and d.objsubid = 0
         where c.relname ~ '^register_[0-9]+$' and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-          and substring(d.description from '^dropped (.*)$')::timestamptz < clock_timestamp() - interval '1 day'
+          and substring(d.description from '^dropped ([0-9.]+)$')::numeric < extract(epoch from clock_timestamp() - interval '1 day')
         order by c.oid limit 64
     loop
         begin

@@ -89,7 +89,7 @@ def test_a_prepared_ack_counts_once(database: str, prepared: psycopg.Connection,
     conn.execute("begin")
     assert conserve.settle(conn, rows)
     prepare(conn, "ack")
-    conn.execute("set lock_timeout = '50ms'")
+    conn.execute("alter routine mq.ack set lock_timeout = '50ms'")
     with pytest.raises(psycopg.errors.LockNotAvailable):  # undecided
         conserve.settle(conn, rows)
     assert value(conn, "select mq.sweep_stale('q')") == 0  # bounded, and left to whoever decides
@@ -196,7 +196,7 @@ def test_a_database_of_another_default_refuses_what_needs_read_committed(
 # -- a consumer that never commits ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("opened", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_consumer_that_never_commits_loses_nothing(
     database: str, conn: psycopg.Connection, connect: Connect, opened: bool
 ) -> None:

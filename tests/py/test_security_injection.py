@@ -223,9 +223,6 @@ def test_every_name_that_is_allowed_works(
     assert heard == {(f"mq_{name}", "")}
 
 
-@pytest.mark.xfail(
-    reason="names and modes are quoted in messages whatever their length", strict=True
-)
 def test_what_is_too_long_is_cut_in_messages(mallory: psycopg.Connection) -> None:
     long = []
     for function, name in texts(mallory):
@@ -271,9 +268,6 @@ def test_a_collation_that_comes_with_an_argument_changes_nothing(
     assert changed == []
 
 
-@pytest.mark.xfail(
-    reason="the xid of a receipt is read by xid8, to which 08 is a broken octal number", strict=True
-)
 def test_a_receipt_with_a_zero_before_the_xid_is_malformed(mallory: psycopg.Connection) -> None:
     parts = value(mallory, LIVE[1:-1]).split(".")
     parts[XID] = "08"
@@ -282,9 +276,6 @@ def test_a_receipt_with_a_zero_before_the_xid_is_malformed(mallory: psycopg.Conn
     assert raised.value.sqlstate == "MQ004"
 
 
-@pytest.mark.xfail(
-    reason="22004 is missing in the comments of ack, nack, extend, create_queue", strict=True
-)
 def test_what_a_null_raises_is_in_the_comment(mallory: psycopg.Connection) -> None:
     missing = []
     for function in attack.functions(mallory):
@@ -296,9 +287,6 @@ def test_what_a_null_raises_is_in_the_comment(mallory: psycopg.Connection) -> No
     assert missing == []
 
 
-@pytest.mark.xfail(
-    reason="array_position() refuses arrays of arrays, in its own words: 0A000", strict=True
-)
 def test_an_array_of_arrays_is_a_bad_argument_or_a_list(mallory: psycopg.Connection) -> None:
     """0A000 is documented for options of a later version, and a program may take it for that."""
     for function in attack.functions(mallory):

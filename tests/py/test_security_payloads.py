@@ -215,10 +215,6 @@ def test_a_refused_copy_tells_nothing(
     assert SECRET not in log()
 
 
-@pytest.mark.xfail(
-    reason="NOT NULL of mq.inbox: PostgreSQL's DETAIL shows the row, and COPY's CONTEXT the line",
-    strict=True,
-)
 @pytest.mark.parametrize(
     "row", [(None, PAYLOAD, HEADERS), ("q", None, HEADERS)], ids=["no queue", "no payload"]
 )

@@ -199,10 +199,6 @@ def test_an_upgrade_takes_back_what_was_granted(connect: Connect, conn: psycopg.
     walk(conn, {user: connect(user=user) for user in USERS})
 
 
-@pytest.mark.xfail(
-    reason="tables, sequences and functions keep what the owner's default privileges grant",
-    strict=True,
-)
 def test_default_privileges_of_the_owner_open_nothing(server: Server, database: str) -> None:
     from mqctl import migrate
 
@@ -230,7 +226,6 @@ def test_default_privileges_of_the_owner_open_nothing(server: Server, database: 
         assert {row for row in granted(owner) if row[0] != "type"} - public == EXPECTED
 
 
-@pytest.mark.xfail(reason="DROP without CASCADE: 2BP01 for the administrator", strict=True)
 def test_a_view_of_a_stranger_does_not_keep_a_queue_alive(
     connect: Connect, conn: psycopg.Connection
 ) -> None:
@@ -243,7 +238,6 @@ def test_a_view_of_a_stranger_does_not_keep_a_queue_alive(
     connect(user="sec_admin").execute("select mq.drop_queue('q')")
 
 
-@pytest.mark.xfail(reason="_drop_slot: 2BP01 ends the upkeep of all queues", strict=True)
 def test_a_view_of_a_stranger_does_not_stop_upkeep(
     connect: Connect, conn: psycopg.Connection
 ) -> None:
@@ -262,9 +256,6 @@ def test_a_view_of_a_stranger_does_not_stop_upkeep(
     connect(user="sec_consumer").execute("select mq.maintain()")
 
 
-@pytest.mark.xfail(
-    reason="CREATE TABLE with the caller's default_tablespace, as the owner", strict=True
-)
 def test_nobody_puts_tables_where_only_the_owner_may(
     connect: Connect, conn: psycopg.Connection
 ) -> None:

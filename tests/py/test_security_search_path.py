@@ -182,10 +182,6 @@ def test_settings_of_the_caller_change_nothing(
     assert said == []
 
 
-@pytest.mark.xfail(
-    reason="standard_conforming_strings = off turns '\\.' in the pattern of receipts into any character",
-    strict=True,
-)
 def test_a_malformed_receipt_is_that_with_any_strings(
     connect: Connect, conn: psycopg.Connection
 ) -> None:
@@ -200,7 +196,6 @@ def test_a_malformed_receipt_is_that_with_any_strings(
     assert raised.value.sqlstate == "MQ004"
 
 
-@pytest.mark.xfail(reason="mq.claims is cast to int whatever is in it", strict=True)
 def test_what_a_caller_puts_into_the_claim_counter_is_ignored(
     connect: Connect, conn: psycopg.Connection
 ) -> None:
@@ -214,10 +209,6 @@ def test_what_a_caller_puts_into_the_claim_counter_is_ignored(
     assert race.take(session) == [2]
 
 
-@pytest.mark.xfail(
-    reason="an interval of months and days is checked as 30-day months and added as real ones",
-    strict=True,
-)
 def test_a_wait_ends_after_20_seconds_in_any_calendar(
     connect: Connect, conn: psycopg.Connection
 ) -> None:
@@ -246,13 +237,7 @@ def maintenance(owner: psycopg.Connection) -> Iterator[tuple[str, Callable[[], o
         "upgrade",
         "check",
         "messages_left",
-        pytest.param(
-            "uninstall",
-            marks=pytest.mark.xfail(
-                reason="its queries on the catalogue run with the session's search_path",
-                strict=True,
-            ),
-        ),
+        "uninstall",
     ],
 )
 def test_mqctl_steps_on_nothing_in_the_owners_search_path(
