@@ -194,7 +194,7 @@ def test_upkeep_passes_by_a_register_that_another_removed(
         conn.execute(f"select mq.create_queue('{queue}')")
         conn.execute(f"select mq.drop_queue('{queue}')")
     for number in (1, 2):  # what is left of them is kept for a day
-        conn.execute(f"comment on sequence mq.register_{number} is 'dropped 2020-01-01'")
+        conn.execute(f"comment on sequence mq.register_{number} is 'dropped 1577836800'")
     conn.execute("alter routine mq.maintain set lock_timeout = '30s'")
     holders = {}
     for number in (1, 2):

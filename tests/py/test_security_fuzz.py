@@ -180,8 +180,9 @@ class World:
         held = self.owner.execute(
             """
             select l.classid, l.objid, l.mode from pg_locks as l
-            where l.pid = %s and l.locktype <> 'virtualxid' and l.objid::bigint <> all (
-                select mq._lock_key(i, -4) from generate_series(1, (select last_value::int from mq.queue_queue_id_seq)) as i)
+            where l.pid = %s and l.locktype <> 'virtualxid'
+              and not (l.locktype = 'advisory' and l.mode = 'ShareLock'
+                       and l.classid = ('mq.subscription'::regclass::oid::bigint & 2147483647)::oid)
             """,
             (self.conn.info.backend_pid,),
         ).fetchall()
