@@ -12,7 +12,7 @@ PIP  := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-sql test-py test-matrix test-perf test-faults test-mutants \
-        test-docker lint format bench bench-full bench-prototype clean
+        test-docker model lint format bench bench-full bench-prototype clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ help: ## this list
 venv: $(VENV)/.installed ## .venv with mqctl, its server and what the tests need
 
 demo: $(VENV)/.installed ## mq at work: hashes every file of the standard library, or of FOLDER=...
-	@$(BIN)/mqctl --embedded .cache/demo demo $(FOLDER)
+	@$(BIN)/mqctl --embedded .cache/demo demo $(if $(FOLDER),"$(FOLDER)")
 
 test: test-sql test-py ## the whole test suite, no clocks: pgTAP, then pytest
 
@@ -44,6 +44,9 @@ test-mutants: $(VENV)/.installed ## breaks mq on purpose, patch by patch, and ex
 
 test-docker: $(VENV)/.docker-installed ## pg_prove in the official image, where Docker answers
 	@$(PY) -m pytest -q -s -m docker $(ARGS)
+
+model: $(VENV)/.installed ## searches the model for what the engine must never do (Debian: apt install spin gcc)
+	@$(PY) model/run.py
 
 lint: $(VENV)/.lint-installed ## ruff, mypy --strict, squawk
 	@$(BIN)/ruff check --quiet .

@@ -6,6 +6,7 @@ declare
     v_table   regclass;
 begin
     -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
+    perform mq._lock_generated();
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     delete from mq.queue as x where x.queue_id = q.queue_id;
     if not found then
@@ -38,6 +39,7 @@ begin
     loop
         execute format('drop function %s cascade', v_routine);
     end loop;
+    perform mq._create_dispatchers() where exists (select from mq.slot);
     execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
