@@ -26,13 +26,14 @@ select results_eq(
     $$ select c.relname::text collate "C" from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S') and c.oid not in (select oid from before) $$,
     $$ select ('register_' || id) collate "C" from gone $$,
     'all that is left is the register, which tells those who wait for it');
+select format('comment on sequence mq.register_%s is %L', id, 'dropped 0') from gone \gexec
 select 1 from mq.maintain('drop_queue.other');
 select is_empty(
     $$ select c.oid::regclass::text from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relkind in ('r', 'S')
            and c.oid not in (select oid from before)
        union all
        select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'mq'::regnamespace and p.oid not in (select oid from before) $$,
-    'upkeep removes that too: no table, sequence or function is left');
+    'a day later upkeep removes that, too: no table, sequence or function is left');
 select is_empty(
     $$ select 'queue' from mq.queue join gone on id = queue_id union all select 'subscription' from mq.subscription join gone on id = queue_id
        union all select 'slot' from mq.slot join gone on id = queue_id union all select 'segment' from mq.segment join gone on id = queue_id
