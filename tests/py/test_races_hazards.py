@@ -1,0 +1,177 @@
+"""Hazards that were known when mq was designed, and that no other test would notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from support import measure, race
+from support.race import (
+    Connect,
+    ack,
+    expire,
+    fill,
+    lease,
+    maintain,
+    put,
+    rotate,
+    take,
+    take_rows,
+    value,
+)
+from support.server import Server
+from support.server import database as server_database
+
+
+@pytest.fixture(scope="module")
+def database(server: Server, mq_template: str) -> Iterator[str]:
+    """One for all tests of this file: each drops the queues of the one before."""
+    with server_database(server, "races_hazards", mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture(autouse=True)
+def queue(database: str) -> str:
+    race.fresh(database, "q")
+    return "q"
+
+
+@pytest.fixture
+def session(connect: Connect) -> Connect:
+    """A session that is in a transaction as soon as it does something, and never hangs."""
+
+    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
+        return connect(autocommit=autocommit, options="-c statement_timeout=15s", **params)
+
+    return session_
+
+
+def number(conn: psycopg.Connection) -> int:
+    """The number of the queue, which names its tables."""
+    return int(value(conn, "select queue_id from mq.queue where name = 'q'"))
+
+
+def drain(conn: psycopg.Connection, n: int = 100) -> list[Any]:
+    got = []
+    while rows := take_rows(conn, n):
+        got += [row[5] for row in rows]
+        assert ack(conn, rows[0][1]) == len(rows)
+    return got
+
+
+def until_one_segment(conn: psycopg.Connection) -> None:
+    for _ in range(10):
+        maintain(conn)
+    assert race.segments(conn) == 1
+
+
+def test_settings_of_the_caller_are_left_alone(session: Connect) -> None:
+    caller = session()
+
+    def settings() -> list[Any]:
+        return caller.execute(
+            "select name, setting from pg_settings where name not like 'mq.%' order by name"
+        ).fetchall()
+
+    maintain(caller)
+    before = settings()
+    fill(caller, 20)
+    caller.commit()
+    receipts = [lease(caller, 3) for _ in range(3)]
+    value(caller, "select mq.extend('q', %s)", receipts[0])
+    value(caller, "select mq.nack('q', %s)", receipts[1])
+    assert ack(caller, receipts[0], [1]) == 1
+    assert take(caller, ack=receipts[2])
+    put(caller, "later", delay="1 hour")
+    for call in ("sweep_stale", "queue_stats", "rotate_segment", "pause_queue", "resume_queue"):
+        caller.execute(f"select mq.{call}('q')")
+    assert settings() == before
+    caller.rollback()
+
+
+def test_one_call_of_upkeep_drops_a_few_segments(conn: psycopg.Connection) -> None:
+    for _ in range(10):
+        put(conn, "a")
+        assert drain(conn) == ["a"]
+        rotate(conn)
+    calls = [maintain(conn).count("dropped") for _ in range(4)]
+    assert sum(calls) == 10
+    assert max(calls) == 8
+    assert race.segments(conn) == 1
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_a_segment_that_ends_with_a_full_block_goes_too(conn: psycopg.Connection, n: int) -> None:
+    fill(conn, 256 if n == 1 else 64 * n)
+    assert len(drain(conn, n)) == (256 if n == 1 else 64 * n)
+    blocks = value(conn, f"select count(*) from mq.block_{number(conn)}_1")
+    assert blocks == 1
+    rotate(conn)
+    until_one_segment(conn)
+
+
+def test_an_ack_after_its_slot_was_dropped_is_lost(conn: psycopg.Connection) -> None:
+    put(conn, "a")
+    receipt = lease(conn)
+    assert ack(conn, receipt) == 1
+    rotate(conn)
+    until_one_segment(conn)
+    conn.execute("select mq._create_slot(%s, 9)", (number(conn),))
+    conn.execute("update mq.slot set freed_at = now() - interval '1 day' where slot = 1")
+    assert "removed" in maintain(conn)
+    assert value(conn, "select to_regclass(%s)", f"mq.lease_{number(conn)}_1") is None
+    assert ack(conn, receipt) == 0
+    assert ack(conn, receipt, [1]) == 0
+    assert value(conn, "select mq.nack('q', %s)", receipt) == 0
+    assert value(conn, "select mq.extend('q', %s)", receipt) is None
+
+
+def test_one_transaction_delivers_again_twice(conn: psycopg.Connection, session: Connect) -> None:
+    consumer = session()
+    for payload in ("a", "b"):
+        put(conn, payload, delay="1 microsecond")
+        assert take(consumer) == [payload]
+    consumer.commit()
+    assert take(conn) == []
+    expire(conn)
+    rows = take_rows(conn, 10)
+    assert sorted(row[5] for row in rows) == ["a", "b"]
+
+
+def test_what_is_due_is_found_without_reading_what_is_not(conn: psycopg.Connection) -> None:
+    empty = "select * from mq.dequeue('q')"
+    fresh = measure.cost([measure.call(conn, empty) for _ in range(5)])
+    measure.fill(conn, 20_000, delay="1 hour")
+    maintain(conn)
+    idle = measure.cost([measure.call(conn, empty) for _ in range(5)])
+    assert idle.median <= fresh.median + 20, f"{fresh}; with 20,000 delayed: {idle}"
+
+
+def test_what_is_born_in_a_block_stays_with_it(conn: psycopg.Connection) -> None:
+    put(conn, "a")
+    lease(conn)
+    rotate(conn)
+    assert "sealed" in maintain(conn)
+    log = f"mq.log_{number(conn)}"
+    for lane, stays in ((-1, 1), (0, 0)):
+        conn.execute(
+            f"insert into {log}_1 (msg_id, xid, lane, payload) values (9, '9', %s, '9')", (lane,)
+        )
+        found = value(conn, f"select count(*) from {log}_1 where msg_id = 9 and lane = %s", lane)
+        assert found == stays
+
+
+def test_slices_of_two_queues_have_locks_of_their_own(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute("select mq.create_queue('other')")
+    for name in ("q", "other"):
+        fill(conn, 3, name)
+        assert take(conn, queue=name) == [1]  # opens the block
+    holding = session()
+    assert take(holding) == [2]
+    assert take(conn, queue="other") == [2]
+    holding.rollback()
