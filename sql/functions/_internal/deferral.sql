@@ -291,8 +291,16 @@ declare
     v_old   text := _rotate_deferral.queue_id || '_' || (1 - ((v_value >> 32) & 1));
     v_rows  bigint;
     v_taken bigint;
+    v_ahead boolean;
 begin
     if (v_value >> 33) & 1 = 0 then
+        -- The cursor of a clock that was wrong would hold up what comes until that time.
+        execute format('select p.due_at > clock_timestamp() + interval ''1 second'' from mq.promotion_%s as p order by p.no desc limit 1', v_open)
+            into v_ahead;
+        if v_ahead then
+            perform setval(_rotate_deferral.register, (v_value # (1::bigint << 32)) | (1::bigint << 33));
+            return 'changed over, as its cursor is in the future';
+        end if;
         if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
             return null;
         end if;
