@@ -18,6 +18,7 @@ from pathlib import Path
 from support import binaries
 
 TESTS = Path(__file__).resolve().parent
+CHAOS = {"MQ_CHAOS_SECONDS": "5"}  # a short one on each version, unless it is said otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _run(command: list[str], server: str, seconds: float) -> tuple[int, str]:
         process = subprocess.Popen(
             command,
             cwd=TESTS.parent,
-            env=os.environ | {"MQ_TEST_SERVER": server},
+            env=CHAOS | os.environ | {"MQ_TEST_SERVER": server},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 RUN = Path(__file__).resolve().parent / "chaos" / "run.py"
 
 

@@ -19,6 +19,8 @@ from support import wait
 from support.server import Server
 from support.server import database as temporary_database
 
+pytestmark = pytest.mark.matrix
+
 NUMBERS = itertools.count(1)
 
 Handler = Callable[[Any], object]

@@ -10,6 +10,8 @@ import pytest
 
 from support import measure, wait
 
+pytestmark = pytest.mark.matrix
+
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
 

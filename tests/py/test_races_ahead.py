@@ -13,6 +13,8 @@ from support.race import Connect, fill, take, take_rows, value
 from support.server import Server
 from support.server import database as server_database
 
+pytestmark = pytest.mark.matrix
+
 BLOCK = 256  # slices of a block for n = 1
 EARLY = BLOCK // 8  # whoever draws this ticket opens the next block
 

@@ -27,6 +27,8 @@ from support.race import (
 from support.server import Server
 from support.server import database as server_database
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(scope="module")
 def database(server: Server, mq_template: str) -> Iterator[str]:
