@@ -40,8 +40,8 @@ select mq.purge_queue('inbox');
 
 -- The whole statement or nothing.
 select throws_ok($$ insert into mq.inbox (queue, payload) values ('inbox', '1'), ('inbox.none', '2') $$, 'MQ001', null, 'an unknown queue is an error');
-select throws_ok($$ insert into mq.inbox (queue, payload) values ('inbox', '1'), ('inbox', null) $$, '23502', null, 'so is a null payload');
-select throws_ok($$ insert into mq.inbox (queue, payload) values ('inbox', '1'), (null, '2') $$, '23502', null, 'and a null queue');
+select throws_ok($$ insert into mq.inbox (queue, payload) values ('inbox', '1'), ('inbox', null) $$, '22004', null, 'so is a null payload');
+select throws_ok($$ insert into mq.inbox (queue, payload) values ('inbox', '1'), (null, '2') $$, '22004', null, 'and a null queue');
 select throws_ok($$ insert into mq.inbox (queue, payload, deliver_at) values ('inbox', '1', null), ('inbox', '2', 'infinity') $$, '22023', null,
     'for ever is no time');
 select throws_ok($$ insert into mq.inbox (queue, payload, deliver_at) values ('inbox', '1', null), ('inbox', '2', '-infinity') $$, '22023', null,

@@ -80,7 +80,8 @@ begin
     -- Who takes which slice: tickets are drawn without a transaction, so that consumers do not try the same slices.
     -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
     create sequence mq.ticket_{t};
-    -- The last ticket of the newest block, or of one whose opener rolled back: a hint whether it is worth trying.
+    -- The last ticket of the newest block, or of one whose opener rolled back; 1 if its slices are not of one message: a
+    -- hint whether _take_one_0 is worth trying.
     create sequence mq.last_ticket_{t};
 
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();

@@ -132,9 +132,9 @@ begin
             greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end),
             p_n, v_born,
             a_xids, a_ids, a_counts, v_low, v_laggards);
-    perform setval('mq.last_ticket_{t}',
+    perform setval('mq.last_ticket_{t}', case when p_n > 1 then 1 else
                    greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0), case when p_ahead then b.first_ticket + cardinality(b.counts) - 1 end)
-                   + cardinality(a_counts));
+                   + cardinality(a_counts) end);
     perform mq._answered('mq.notified_{q}');
     return true;
 end $$;

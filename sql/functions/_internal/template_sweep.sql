@@ -4,30 +4,34 @@ create or replace function mq._template_sweep() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
--- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at: each second time
--- from a random block on, so that many live leases do not hide one that ran out for ever.
+-- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at; where there are
+-- more, as many again from a random block on, so that those who look often find what is behind many live ones, too.
 create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid)
 returns setof record language plpgsql as $$
 declare
     v_now  timestamptz := clock_timestamp();
     b      record;
-    v_from bigint;
 begin
-    select x.low_block, x.laggards, x.block_no into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
+    select x.low_block, x.laggards, x.low_block + floor(random() * (x.block_no - x.low_block + 1))::bigint as some_block into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
-    v_from := b.low_block;
-    if p_most < 100000 and random() < 0.5 then
-        v_from := v_from + floor(random() * (b.block_no - v_from + 1))::bigint;
-    end if;
     return query
+        with near as materialized (
+            select x.block_no, x.slice, x.part, x.token, x.leased_until, x.head_slice, x.head_part from mq.lease_{t} as x
+            where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.low_block
+            order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)
         select l.block_no, l.slice, l.part, l.token
         from (
             (select e.* from unnest(b.laggards) as u (laggard)
              cross join lateral (
-                select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = u.laggard
+                select x.block_no, x.slice, x.part, x.token, x.leased_until, x.head_slice, x.head_part from mq.lease_{t} as x
+                where x.subscription = p_sub and x.lane = p_lane and x.block_no = u.laggard
                 order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most) as e)
             union all
-            (select * from mq.lease_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no >= v_from
+            select * from near
+            union all
+            (select x.block_no, x.slice, x.part, x.token, x.leased_until, x.head_slice, x.head_part from mq.lease_{t} as x
+             where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.some_block and (select count(*) from near) >= p_most
              order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)) as l
         where l.leased_until < v_now and l.slice = l.head_slice and l.part = l.head_part
           and not exists (
