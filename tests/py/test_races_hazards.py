@@ -177,3 +177,25 @@ def test_slices_of_two_queues_have_locks_of_their_own(
     assert take(holding) == [2]
     assert take(conn, queue="other") == [2]
     holding.rollback()
+
+
+def test_keys_of_locks_are_those_of_our_tables(conn: psycopg.Connection, session: Connect) -> None:
+    fill(conn, 3)
+    assert take(conn) == [1]  # opens a block
+    listening = session(autocommit=True)
+    listening.execute("select mq.listen('q')")
+    upkeep, consumer = session(), session()
+    maintain(upkeep)
+    assert take(consumer) == [2]
+    tables = {
+        row[0]
+        for row in conn.execute(
+            "select oid::bigint & 2147483647 from pg_class where relnamespace = 'mq'::regnamespace"
+        ).fetchall()
+    }
+    taken = conn.execute(
+        "select classid::bigint, objsubid from pg_locks where locktype = 'advisory'"
+        " and database = (select oid from pg_database where datname = current_database())"
+    ).fetchall()
+    assert len(taken) >= 3
+    assert all(key in tables and form == 2 for key, form in taken)

@@ -455,6 +455,9 @@ def test_regenerate_makes_the_dispatchers_anew(conn: psycopg.Connection) -> None
 
 
 def test_an_expired_lease_behind_thousands_of_live_ones_is_found(conn: psycopg.Connection) -> None:
+    for _ in range(70):  # more blocks with live leases than there may be laggards
+        put(conn, "x")
+        lease(conn, visibility_timeout="1 hour")
     # Blocks of 256 slices, all but the first of which go to one lease each: as many rows as leases of one message.
     for _ in range(24):
         fill(conn, 256)
