@@ -199,3 +199,14 @@ def test_keys_of_locks_are_those_of_our_tables(conn: psycopg.Connection, session
     ).fetchall()
     assert len(taken) >= 3
     assert all(key in tables and form == 2 for key, form in taken)
+
+
+def test_a_producer_that_looks_for_listeners_keeps_no_lock(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute("select mq.listen('q')")  # the register says that somebody waits ...
+    conn.execute("select mq.unlisten('q')")  # ... and the lock that nobody does
+    producer = session(autocommit=True)
+    for _ in range(3):
+        put(producer, "a")
+    assert race.locks(producer, conn) == []
