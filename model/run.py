@@ -99,7 +99,8 @@ VARIANTS = (
     Variant("segment", "", ("SEAL_WAITING",), SEGMENT, "not_into_sealed", True),
     Variant("segment", "", ("FENCE_ON_FREE",), SEGMENT, "not_into_sealed", True),
     Variant("segment", "38", ("REGISTER_CHECK",), f"{SEGMENT} DEFERRED=1", "not_into_sealed", True),
-    Variant("segment", "", (), f"{SEGMENT} STRICT_HEAD", "head_is_right", True),
+    Variant("segment", "", (), f"{SEGMENT} STRICT_HEAD"),
+    Variant("segment", "", ("COMMITTED_HEAD",), f"{SEGMENT} STRICT_HEAD", "head_is_right", True),
 )
 
 

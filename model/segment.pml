@@ -17,9 +17,16 @@
    -DWITHOUT_FENCE_ON_FREE    the fence goes when the slot is emptied, not when it is open again
    -DWITHOUT_REGISTER_CHECK   what is due again is born in any segment, not just in the open one
 
-   -DSTRICT_HEAD              a property that does not hold: the head never skips what can be claimed. When upkeep moves
-                              it and is rolled back, the fence is gone again, and what arrives behind it waits for the
-                              next upkeep */
+   -DWITHOUT_COMMITTED_HEAD   the head passes a segment that this very call found exhausted: rolled back, that takes the fence
+                              along but not the head, and what arrives behind it waits for the next upkeep
+
+   -DSTRICT_HEAD              looks after each call of maintain, not only in the end, whether the head skips what can be claimed */
+
+#ifdef WITHOUT_COMMITTED_HEAD
+#define HEAD_PASSES EXHAUSTED
+#else
+#define HEAD_PASSES catalogue[1 - open]
+#endif
 
 #ifndef CONSUMERS
 #define CONSUMERS 2
@@ -405,7 +412,7 @@ proctype Maintainer()
         atomic {
             head = open;
             if
-            :: (changed[1 - open] & EXISTS) && !(changed[1 - open] & EXHAUSTED) -> head = 1 - open
+            :: (changed[1 - open] & EXISTS) && !(changed[1 - open] & HEAD_PASSES & EXHAUSTED) -> head = 1 - open
             :: else
             fi
         };
