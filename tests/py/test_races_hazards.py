@@ -210,3 +210,28 @@ def test_a_producer_that_looks_for_listeners_keeps_no_lock(
     for _ in range(3):
         put(producer, "a")
     assert race.locks(producer, conn) == []
+
+
+def test_an_empty_poll_does_not_walk_what_is_not_committed(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    empty = "select * from mq.dequeue('q')"
+    put(conn, "a")
+    assert drain(conn) == ["a"]
+    fresh = measure.cost([measure.call(conn, empty) for _ in range(5)])
+    producer = session()
+    measure.fill(producer, 10_000)
+    idle = measure.cost([measure.call(conn, empty) for _ in range(5)])
+    assert idle.median <= fresh.median + 20, f"{fresh}; with 10,000 uncommitted: {idle}"
+    producer.rollback()
+
+
+def test_an_empty_poll_that_sets_thousands_of_timers_keeps_no_lane(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    measure.fill(conn, 20_000, delay="1 hour")
+    sitting = session()
+    assert take(sitting) == []
+    put(conn, "fresh")
+    assert take(conn) == ["fresh"]
+    sitting.commit()
