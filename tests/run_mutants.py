@@ -87,22 +87,28 @@ def read(patch: Path) -> tuple[str, list[str]]:
 
 def baseline(tests: list[str]) -> tuple[set[str], str]:
     """Which of these tests are red on mq as it is, and what they said."""
+    files = [test for test in tests if test.endswith(".sql")]
+    others = [test for test in tests if not test.endswith(".sql")]
+    red, said = set(), ""
     with copy_of_the_tree() as tree:
-        try:
-            is_red, said = run(tree, tests, at_once=False)
-        except BadMutant as error:
-            is_red, said = True, str(error)
-        if not is_red:
-            return set(), said
-        # pytest says which, with parameters; the others are run one by one.
-        named = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        suspects = [test for test in tests if test.endswith(".sql") or not named]
-        red = {test for test in suspects if _is_red(tree, test)}
-        for one in named:
-            red |= {
-                test for test in tests if one == test or one.startswith((f"{test}[", f"{test}::"))
-            }
-        return red, said
+        for some in (others, files):
+            try:
+                some_are_red, heard = run(tree, some, at_once=False)
+            except BadMutant as error:
+                some_are_red, heard = True, str(error)
+            if some_are_red:
+                said += heard
+                # pytest says which of its tests, with their parameters; else they are run one by one.
+                named = re.findall(r"^(?:FAILED|ERROR) (\S+)", heard, re.MULTILINE)
+                red |= {
+                    test
+                    for test in some
+                    if any(
+                        one == test or one.startswith((f"{test}[", f"{test}::")) for one in named
+                    )
+                    or (not named and _is_red(tree, test))
+                }
+    return red, said
 
 
 def _is_red(tree: Path, test: str) -> bool:
