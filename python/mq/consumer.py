@@ -136,6 +136,8 @@ def _max_attempts(queue: str) -> Call[float]:
 class ConsumerBase(Generic[C]):
     """What `Consumer` and `AsyncConsumer` have in common: the options, and what to do when."""
 
+    _line: Line | AsyncLine
+
     def __init__(
         self,
         connect: str | Callable[[], C],
@@ -253,7 +255,9 @@ class ConsumerBase(Generic[C]):
         except ConnectionLost:
             if self._stopping:
                 return
-            raise
+            if not self._line.reached:  # else it did, and was ended at once
+                raise
+            yield from self._reconnect()
         while True:
             try:
                 yield from self._work(split)

@@ -82,6 +82,7 @@ class Line:
         self._closed = False
         #: Since when a statement has been waited for; None: there is none.
         self.busy_since: float | None = None
+        self.reached = False  # a server, at least once
         self._notified = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -111,6 +112,7 @@ class Line:
         if isinstance(step, Connect):
             with connecting():
                 self._connection = self._connect()
+                self.reached = True
                 with self._busy():
                     self._make_ready(self._connection)
         return None
@@ -227,6 +229,7 @@ class AsyncLine:
         self._pooled = pooled
         self._connection: AsyncConnection | None = None
         self.busy_since: float | None = None
+        self.reached = False  # a server, at least once
         self._notified = False
         self._loop = asyncio.get_running_loop()
         self._stir = asyncio.Event()
@@ -257,6 +260,7 @@ class AsyncLine:
             with connecting():
                 try:
                     self._connection = await self._connect()
+                    self.reached = True
                 except asyncio.CancelledError as error:
                     # psycopg leaves a connection that was being made to be closed when its frames go.
                     traceback.clear_frames(error.__traceback__)

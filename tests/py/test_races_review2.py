@@ -177,12 +177,7 @@ def make_due(conn: psycopg.Connection, payload: str) -> None:
     "delayed",
     [
         300,
-        pytest.param(
-            20_000,
-            marks=pytest.mark.xfail(
-                reason="with 10,000 arrivals it sets timers, and keeps the lock"
-            ),
-        ),
+        20_000,
     ],
 )
 def test_an_empty_poll_keeps_no_promotion(
@@ -638,7 +633,6 @@ def test_an_idle_create_queue_keeps_others_for_ten_seconds_at_most(
     conn.execute("select mq.create_queue('new')")
 
 
-@pytest.mark.xfail(reason="the spare slot is waited for, for 5 seconds")
 def test_an_idle_create_queue_keeps_nobody_from_rotating(
     conn: psycopg.Connection, session: Connect
 ) -> None:
@@ -702,9 +696,7 @@ def test_the_head_does_not_pass_a_segment_that_upkeep_found_used_up_in_vain(
         "_sweep_{q}_1",
         "_promote_{q}_0",
         "_is_settled_{q}_1",
-        pytest.param(
-            "_mark_{q}_2", marks=pytest.mark.xfail(reason="the last part is one for all queues")
-        ),
+        "_mark_{q}_2",
     ],
 )
 def test_a_broken_queue_does_not_stop_the_upkeep_of_the_others(
