@@ -112,44 +112,52 @@ begin
 
     -- Last, as these locks keep others out until the end of this call: a few of each kind.
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by x.queue_id loop
-        -- What an earlier call drained: by now nobody looks there for anything.
-        for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
-            exit when v_freed >= 8;
+        begin
+            -- What an earlier call drained: by now nobody looks there for anything.
+            for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
+                exit when v_freed >= 8;
+                begin
+                    perform mq._free(q.queue_id, s.slot);
+                    v_freed := v_freed + 1;
+                    return next (q.name, 'dropped', format('segment %s', s.segment))::mq.upkeep;
+                exception
+                    when lock_not_available then
+                        return next (q.name, 'busy', format('segment %s: somebody still reads it', s.segment))::mq.upkeep;
+                end;
+            end loop;
             begin
-                perform mq._free(q.queue_id, s.slot);
-                v_freed := v_freed + 1;
-                return next (q.name, 'dropped', format('segment %s', s.segment))::mq.upkeep;
+                return query select q.name, 'deferral'::text, x from mq._rotate_deferral(q.queue_id, q.register) as x where x is not null;
             exception
                 when lock_not_available then
-                    return next (q.name, 'busy', format('segment %s: somebody still reads it', s.segment))::mq.upkeep;
+                    return next (q.name, 'busy', 'deferral: a lock is taken')::mq.upkeep;
             end;
-        end loop;
-        begin
-            return query select q.name, 'deferral'::text, x from mq._rotate_deferral(q.queue_id, q.register) as x where x is not null;
+            begin
+                v_slot := mq._idle_slot(q.queue_id);
+                if v_slot is not null then
+                    perform mq._drop_slot(q.queue_id, v_slot);
+                    return next (q.name, 'removed', format('idle slot %s', v_slot))::mq.upkeep;
+                end if;
+            exception
+                when lock_not_available then
+                    return next (q.name, 'busy', 'an idle slot is in use')::mq.upkeep;
+            end;
+            for v_slot in select x from mq._live_slots(q.queue_id) as x loop
+                execute format('select mq._mark_%s_%s(1::smallint, 0::smallint)', q.queue_id, v_slot);
+            end loop;
+            begin
+                -- What is open works without the fence, only faster.
+                perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535));
+                perform mq._unfence(format('deferred_%s_%s', q.queue_id, (pg_sequence_last_value(q.register) >> 32) & 1));
+            exception
+                when lock_not_available then
+                    null;           -- next time
+            end;
         exception
-            when lock_not_available then
-                return next (q.name, 'busy', 'deferral: a lock is taken')::mq.upkeep;
-        end;
-        begin
-            v_slot := mq._idle_slot(q.queue_id);
-            if v_slot is not null then
-                perform mq._drop_slot(q.queue_id, v_slot);
-                return next (q.name, 'removed', format('idle slot %s', v_slot))::mq.upkeep;
-            end if;
-        exception
-            when lock_not_available then
-                return next (q.name, 'busy', 'an idle slot is in use')::mq.upkeep;
-        end;
-        for v_slot in select x from mq._live_slots(q.queue_id) as x loop
-            execute format('select mq._mark_%s_%s(1::smallint, 0::smallint)', q.queue_id, v_slot);
-        end loop;
-        begin
-            -- What is open works without the fence, only faster.
-            perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535));
-            perform mq._unfence(format('deferred_%s_%s', q.queue_id, (pg_sequence_last_value(q.register) >> 32) & 1));
-        exception
-            when lock_not_available then
-                null;           -- next time
+            when others then
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end loop;
 end $$;

@@ -19,12 +19,7 @@ begin
             message = format('no slot is ready for the next segment of queue "%s"', q.name),
             hint = 'Commit and run mq.maintain(), which makes one, then try again: a transaction can rotate a queue once.';
     end if;
-    begin
-        perform mq._make_spare_slot(q.queue_id);
-    exception
-        when lock_not_available then
-            null;       -- another transaction makes slots: maintain will
-    end;
+    perform mq._make_spare_slot(q.queue_id);
 end $$;
 
 comment on function mq.rotate_segment(text) is

@@ -192,7 +192,8 @@ def test_an_empty_poll_keeps_no_promotion(
     assert take(polling) == []
     assert locks(polling, conn) == 0
     make_due(conn, "due")
-    assert "due" in [payload for _ in range(5) for payload in take(conn)]
+    # Behind many that upkeep has not sorted yet, now and then is looked.
+    assert "due" in [payload for _ in range(60) for payload in take(conn)]
     polling.commit()
 
 

@@ -57,8 +57,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
-        -- Whether _promote would find something: a timer or one of the next arrivals is due. Null: none that can be seen,
-        -- but so many arrivals wait for their timers that one behind may be.
+        -- Whether _promote would find something: a timer or one of the next arrivals is due. Of arrivals without timers it looks
+        -- at 10000, and now and then at as many as a promotion sorts, so that what is behind many is found, too.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
@@ -66,6 +66,7 @@ begin
             p      record;
             r      record;
             v      record;
+            v_most int := case when random() < 0.25 then 200000 else 10000 end;
         begin
             if not exists (select from mq.deferred_{d} as x order by x.xid, x.msg_id limit 1) then
                 return false;
@@ -87,13 +88,13 @@ begin
                 r.hi_xids := r.hi_xids || v.hi_xids;
             end if;
             return (
-                select case when bool_or(m.due_at <= v_now) then true when count(*) < 10000 then false end
+                select coalesce(bool_or(m.due_at <= v_now), false)
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                        order by y.xid, y.msg_id limit 10000) as x
-                      limit 10000) as m);
+                        order by y.xid, y.msg_id limit v_most) as x
+                      limit v_most) as m);
         end $$;
 
         -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
@@ -230,13 +231,13 @@ begin
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
         v_count    int := 0;
         v_rows     int;
-        v_arrivals int := case when p_max = 0 then 10000 else 256 end;
+        v_arrivals int := 256;
     begin
         if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
             return;             -- somebody else promotes: what is due goes into their block
         end if;
         -- A few arrivals get their timers on the way; more of them when what is due is behind those.
-        for v_pass in 1 .. 6 loop
+        for v_pass in 1 .. 20 loop
             if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
                 return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), v_arrivals);
                 get diagnostics v_count = row_count;
@@ -246,7 +247,10 @@ begin
                 get diagnostics v_rows = row_count;
                 v_count := v_count + v_rows;
             end if;
-            exit when v_count > 0 or p_max = 0 or mq._is_due_{q}() is not true;
+            exit when v_count > 0 or p_max = 0
+                or not exists (select from mq.promotion_{q}_0 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_0 as x))
+                   and not exists (select from mq.promotion_{q}_1 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_1 as x))
+                   and not mq._is_due_{q}();
             v_arrivals := 10000;
         end loop;
     end $$;

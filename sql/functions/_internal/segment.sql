@@ -28,7 +28,10 @@ begin
     end if;
     select min(x) into v_slot from generate_series(1, 65535) as x
     where not exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id and s.slot = x);
-    perform mq._lock_generated();
+    -- Another transaction may be making queues, or an upgrade: then later.
+    if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
+        return null;
+    end if;
     perform mq._create_slot(_make_spare_slot.queue_id, v_slot);
     perform mq._create_dispatchers();
     return v_slot;

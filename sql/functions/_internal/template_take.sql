@@ -178,17 +178,11 @@ begin
         if v_ready is null then
             perform mq._repair({q});
             return;
-        elsif not v_ready and v_due is not true then
+        elsif not v_ready and not v_due then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            -- So many arrivals that looking is too much: timers for them, and no lane held meanwhile. The only case in which
-            -- a call that returns nothing keeps a lock, that of promotion.
-            if not found and v_due is null then
-                perform from mq._promote_{q}(0);
-            end if;
             return;
         end if;
-        v_due := coalesce(v_due, true);
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
         -- all, the subtransaction gives the locks back. Who fails waits, shared, for the gate that the opener holds:
         -- all who wait wake together. Each block has a gate of its own, so who has woken but not run yet is not in
@@ -201,8 +195,8 @@ begin
                 v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
                 -- What is due can be had only by who may promote.
-                v_due := v_ready and v_due and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
-                v_ready := v_ready and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(), false));
+                v_due := v_ready and v_due and mq._is_due_{q}() and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+                v_ready := v_ready and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and mq._is_due_{q}());
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
                 if v_ready then
