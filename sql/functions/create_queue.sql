@@ -24,6 +24,10 @@ begin
     end if;
     perform mq._check_settings(mode, create_queue.visibility_timeout, create_queue.max_attempts, create_queue.retry_backoff,
         create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes);
+    -- Nobody waits for what is there. (A drop under way is waited for, and then the register is null.)
+    if if_not_exists and exists (select from mq.queue as q where q.name = create_queue.queue and pg_sequence_last_value(q.register) > 0) then
+        return;
+    end if;
     -- One at a time, so that two who create the same queue do not both begin, and none while mq is upgraded.
     perform mq._lock_generated();
     perform pg_advisory_xact_lock(mq._lock_class(), hashtext(create_queue.queue));

@@ -44,7 +44,7 @@ begin
                  and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
                               and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
                               and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
-                              and split_part(dequeue.ack, '.', 10) = '', true) as is_common
+                              and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_common
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
     if v_is_common then
@@ -145,7 +145,7 @@ begin
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
             -- all dead letters, for which nobody waits.
-            if not v_begun and mq._is_stale(q.queue_id) then
+            if not v_begun and mq._is_stale(q.queue_id) and mq._is_lane_free(q.queue_id, v_open) then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                     v_count := 0;

@@ -99,7 +99,6 @@ begin
                 end if;
             end loop;
             perform mq._advance_head(q.queue_id, q.register);
-            perform mq._absorb_arrivals(q.queue_id, q.register);
         exception
             when others then        -- one queue's trouble is not to stop the upkeep of the others
                 if maintain.queue is not null then
@@ -113,6 +112,7 @@ begin
     -- Last, as these locks keep others out until the end of this call: a few of each kind.
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by x.queue_id loop
         begin
+            perform mq._absorb_arrivals(q.queue_id, q.register);
             -- What an earlier call drained: by now nobody looks there for anything.
             for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
                 exit when v_freed >= 8;

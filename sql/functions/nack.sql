@@ -16,6 +16,7 @@ declare
     v_taken mq._taken[];
     v_again mq._taken[];
     v_count int := 0;
+    v_is_again boolean := false;
 begin
     if delay < '0' or delay > '100 years' then
         perform mq._invalid('delay', format('%s is not between 0 and 100 years.', delay), 'Leave it out for the backoff of the queue.');
@@ -29,11 +30,12 @@ begin
             perform mq._defer(q.queue_id, q.register, v_again,
                 array(select clock_timestamp() + coalesce(nack.delay, mq._backoff(m.attempt - 1, q.retry_backoff, q.retry_backoff_max))
                       from unnest(v_again) as m));
+            v_is_again := true;
         end if;
         -- Big messages come in parts.
         exit when (select sum(pg_column_size(x.payload)) from unnest(v_taken) as x) < 67108864;
     end loop;
-    if cardinality(v_again) > 0 then
+    if v_is_again then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
     return v_count;

@@ -144,11 +144,16 @@ ALL_BIG = [(i, 2, LENGTH) for i in range(1, BIG + 1)]
 
 
 def test_a_lease_of_big_messages_is_swept_in_parts(conn: psycopg.Connection) -> None:
-    lease_big(conn)
+    receipt = lease_big(conn)
     expire(conn)
     swept = []
     while taken := value(conn, "select mq.sweep_stale('q')"):
         swept.append(taken)
+        # Lost as a whole, though a part of it was not taken back yet.
+        assert ack(conn, receipt) == 0
+        assert value(conn, "select mq.extend('q', %s)", receipt) is None
+        with pytest.raises(psycopg.DatabaseError, match="lost"):
+            conn.execute("select mq.ack('q', %s, strict => true)", (receipt,))
     assert swept == [2, 1]
     assert take_big(conn) == ALL_BIG
 
@@ -159,6 +164,35 @@ def test_a_lease_of_big_messages_is_given_back_at_once(conn: psycopg.Connection)
     assert value(conn, "select mq.nack('q', %s)", receipt) == 0
     assert ack(conn, receipt) == 0
     assert take_big(conn) == ALL_BIG
+
+
+def test_a_lost_ack_takes_no_message(conn: psycopg.Connection) -> None:
+    fill(conn, 20)
+    receipt = lease(conn)
+    expire(conn)
+    assert value(conn, "select mq.sweep_stale('q')") == 1
+    for _ in range(5):
+        with pytest.raises(psycopg.DatabaseError, match="lost"):
+            take(conn, ack=receipt)
+    assert [take(conn)[0] for _ in range(19)] == list(range(2, 21))
+
+
+@pytest.mark.parametrize("rest", ["a", "0.750.a", "0.750." + "a" * 40])
+def test_a_receipt_that_looks_like_one_is_malformed(conn: psycopg.Connection, rest: str) -> None:
+    fill(conn, 2)
+    start = ".".join(lease(conn).split(".")[:6])
+    with pytest.raises(psycopg.DatabaseError) as error:
+        take(conn, ack=f"{start}.{rest}")
+    assert error.value.sqlstate == "MQ004"
+
+
+def test_creating_what_is_there_waits_for_nobody(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    idle = session()
+    idle.execute("select mq.create_queue('new')")
+    conn.execute("select mq.create_queue('q', if_not_exists => true)")
+    idle.rollback()
 
 
 # -- empty polls -----------------------------------------------------------------------------------

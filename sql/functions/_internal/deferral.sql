@@ -58,7 +58,8 @@ begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
         -- Whether _promote would find something: a timer or one of the next arrivals is due. Of arrivals without timers it looks
-        -- at 10000, and now and then at as many as a promotion sorts, so that what is behind many is found, too.
+        -- at 10000, and now and then at as many as a promotion sorts, so that what is behind many is found, too. Null: none
+        -- of those, but there are more.
         create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
         declare
             v_now  timestamptz := clock_timestamp();
@@ -88,7 +89,7 @@ begin
                 r.hi_xids := r.hi_xids || v.hi_xids;
             end if;
             return (
-                select coalesce(bool_or(m.due_at <= v_now), false)
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < v_most then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
@@ -231,7 +232,7 @@ begin
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
         v_count    int := 0;
         v_rows     int;
-        v_arrivals int := 256;
+        v_arrivals int := case when p_max = 0 then 10000 else 256 end;
     begin
         if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
             return;             -- somebody else promotes: what is due goes into their block
@@ -250,7 +251,7 @@ begin
             exit when v_count > 0 or p_max = 0
                 or not exists (select from mq.promotion_{q}_0 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_0 as x))
                    and not exists (select from mq.promotion_{q}_1 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_1 as x))
-                   and not mq._is_due_{q}();
+                   and mq._is_due_{q}() is not true;
             v_arrivals := 10000;
         end loop;
     end $$;

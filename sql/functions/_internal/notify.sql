@@ -27,8 +27,9 @@ begin
         v_waiting := ('mq.waiting_' || _notify.queue_id)::regclass;
         -- In one expression, so that no cancel leaves the lock behind. Our own shared lock would not be in the way.
         if pg_sequence_last_value(v_waiting) = 1
-            or not mq._is_waiting(_notify.queue_id)
-               and pg_try_advisory_lock(c_waiters, _notify.queue_id) and setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_waiters, _notify.queue_id)
+            or pg_try_advisory_lock(c_waiters, _notify.queue_id)
+               and (case when mq._is_waiting(_notify.queue_id) then not pg_advisory_unlock(c_waiters, _notify.queue_id)
+                         else setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_waiters, _notify.queue_id) end)
         then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;
@@ -50,7 +51,7 @@ begin
     return exists (
         select from pg_locks as l
         where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 2
-          and l.classid = ('mq.subscription'::regclass::oid::bigint & 2147483647)::int::oid and l.objid = _is_waiting.queue_id::oid
+          and l.mode = 'ShareLock' and l.classid = ('mq.subscription'::regclass::oid::bigint & 2147483647)::int::oid and l.objid = _is_waiting.queue_id::oid
           and l.database = (select d.oid from pg_database as d where d.datname = current_database()));
 end $$;
 

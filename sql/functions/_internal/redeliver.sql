@@ -1,5 +1,14 @@
+-- Whether a block could be opened there now: else a sweep would be for nothing.
+create or replace function mq._is_lane_free(queue_id int, slot int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c_key constant int := (hashint8extended(-1, _is_lane_free.queue_id::bigint * 16777216 + _is_lane_free.slot * 256 + 1) & 2147483647)::int;
+begin
+    return pg_try_advisory_lock(mq._lock_class(), c_key) and pg_advisory_unlock(mq._lock_class(), c_key);
+end $$;
+
 -- Delivers messages that the caller's own sweep took back: they are born in the next block, opened here, and leased
--- from it. What does not fit, or where the block cannot be opened, is deferred, due at once.
+-- from it; what does not fit is deferred, due at once. Nothing, where somebody else has the lane.
 create or replace function mq._redeliver(queue text, open_slot int, again mq._taken[], n int, vt interval)
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -32,6 +41,9 @@ begin
         when sqlstate 'MQ000' then
             v_fit := 0;
     end;
+    if not v_opened and v_free is not true then
+        return;         -- the caller undoes the sweep
+    end if;
     if v_fit < cardinality(again) then
         perform mq._defer(q.queue_id, q.register, again[v_fit + 1:], array_fill(clock_timestamp(), array[cardinality(again) - v_fit]));
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);

@@ -9,6 +9,7 @@ declare
     a_old  int[];
     v_last bigint;
 begin
+    perform mq._lock_generated();
     select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
     if q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier())
         and not mq._ran_backwards(q.queue_id)
@@ -37,6 +38,7 @@ begin
                    ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history from gone as g order by g.msg_id', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id;
     insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
+    perform mq._create_dispatchers();
     update mq.slot as x set made_by = '3', freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
 
     -- What is deferred, from set 0 to set 1 and all of it back, with transaction ids of today.

@@ -18,18 +18,21 @@ create or replace function mq._sweep(queue_id int, max_attempts int, most int, o
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     c_key constant int := mq._lock_key(_sweep.queue_id, -6);
+    v_locked boolean := false;
 begin
     again := '{}'::mq._taken[];
     taken := 0;
-    if not pg_try_advisory_lock(mq._lock_class(), c_key) then
-        return;
-    end if;
     begin
-        select x.again, x.taken into again, taken from mq._sweep_slots(_sweep.queue_id, _sweep.max_attempts, _sweep.most) as x;
-        perform pg_advisory_unlock(mq._lock_class(), c_key);
+        v_locked := pg_try_advisory_lock(mq._lock_class(), c_key);
+        if v_locked then
+            select x.again, x.taken into again, taken from mq._sweep_slots(_sweep.queue_id, _sweep.max_attempts, _sweep.most) as x;
+            v_locked := not pg_advisory_unlock(mq._lock_class(), c_key);
+        end if;
     exception
         when query_canceled or others then
-            perform pg_advisory_unlock(mq._lock_class(), c_key);
+            if v_locked and pg_advisory_unlock(mq._lock_class(), c_key) then
+                raise;
+            end if;
             raise;
     end;
 end $$;

@@ -156,8 +156,10 @@ begin
     begin
         if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
             and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
-            and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no)
         then
+            if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
+                raise exception using errcode = 'MQ000';
+            end if;
             v_due := v_due and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)) and mq._is_due_{q}();
             if coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false)
                 and mq._open_{t}(p_sub, p_lane, p_n, p_fresh, coalesce(v_due, false), null, true)
@@ -167,8 +169,8 @@ begin
         end if;
         raise exception using errcode = 'MQ000';
     exception
-        when sqlstate 'MQ000' then
-            null;
+        when sqlstate 'MQ000' or lock_not_available then
+            null;           -- then it is opened when the tickets are used up
     end;
 end $$;
 

@@ -40,8 +40,8 @@ end $$;
 
 -- Settles what is left of a lease, or the given messages of it, and returns them. None: the lease is lost, or nothing
 -- of it is left. What it returns as due_at is the deadline of the lease. Outcome "expired" looks at the deadline in the
--- round that decides, so it never overrules an extend. Where the messages are taken somewhere else, at most about 64 MB of
--- them are, for what is returned becomes one array, and the rest by another call; an ack needs no payloads.
+-- round that decides, so it never overrules an extend. Of what is taken back, at most about 64 MB are, for it becomes one
+-- array, and the rest by another call; once a part of a lease ran out, the lease is lost to its consumer as a whole.
 create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_outcome text, p_ids bigint[])
 returns setof mq._taken language plpgsql as $$
 declare
@@ -59,15 +59,16 @@ begin
     end if;
     loop
         select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, max(x.leased_until) as leased_until,
+               coalesce(bool_or(x.outcome in ('expired', 'hole')), false) as ran_out,
                coalesce((select range_agg(y) from mq.settlement_{t} as z, unnest(z.msg_ids) as y
                          where z.subscription = p_sub and z.lane = p_lane and z.block_no = p_block_no and z.slice = p_slice and z.part = p_part),
                         '{}') as msg_ids
           into s from mq.settlement_{t} as x
         where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part;
-        if s.final or (p_outcome = 'expired' and coalesce(s.leased_until, v_until) >= clock_timestamp()) then
+        if s.final or (s.ran_out and p_outcome not in ('expired', 'hole')) or (p_outcome = 'expired' and coalesce(s.leased_until, v_until) >= clock_timestamp()) then
             return;
         end if;
-        if p_outcome = 'acked' then
+        if p_outcome in ('acked', 'moved') then
             select array_agg(x.msg_id) filter (where p_ids is null or x.msg_id = any (p_ids)), count(*) into v_ids, v_left
             from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids;
         else
@@ -104,7 +105,7 @@ begin
                greatest(clock_timestamp() + p_vt, l.leased_until, s.leased_until)
         from mq.lease_{t} as l
         cross join lateral (
-            select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final), false) as final, max(x.leased_until) as leased_until
+            select coalesce(max(x.seq), 0) as seq, coalesce(bool_or(x.final or x.outcome in ('expired', 'hole')), false) as final, max(x.leased_until) as leased_until
             from mq.settlement_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = p_slice and x.part = p_part) as s
         where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no and l.slice = p_slice and l.part = p_part
@@ -116,7 +117,7 @@ begin
         if not exists (select from mq.lease_{t} as l where l.subscription = p_sub and l.lane = p_lane and l.block_no = p_block_no
                          and l.slice = p_slice and l.part = p_part and l.head_slice = l.slice and l.head_part = l.part and l.token = p_token)
             or exists (select from mq.settlement_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
-                         and x.slice = p_slice and x.part = p_part and x.final)
+                         and x.slice = p_slice and x.part = p_part and (x.final or x.outcome in ('expired', 'hole')))
         then
             return null;
         end if;

@@ -6,7 +6,7 @@ begin
     return $x$
 -- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at; where there are
 -- more, as many again from a random block on, so that those who look often find what is behind many live ones, too.
-create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid)
+create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid, out outcome text)
 returns setof record language plpgsql as $$
 declare
     v_now  timestamptz := clock_timestamp();
@@ -20,7 +20,7 @@ begin
             select x.block_no, x.slice, x.part, x.token, x.leased_until, x.head_slice, x.head_part from mq.lease_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no >= b.low_block
             order by x.subscription, x.lane, x.block_no, x.slice, x.part limit p_most)
-        select l.block_no, l.slice, l.part, l.token
+        select l.block_no, l.slice, l.part, l.token, case when l.leased_until = '-infinity' then 'hole' else 'expired' end
         from (
             (select e.* from unnest(b.laggards) as u (laggard)
              cross join lateral (
@@ -110,7 +110,7 @@ begin
             exit when v_sum >= p_limit or v_bytes >= 67108864 or v_busy >= 10;
             begin
                 select array_agg(x), sum(pg_column_size(x.payload)) into v_taken, v_size
-                from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, 'expired', null) as x;
+                from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, l.outcome, null) as x;
             exception
                 when lock_not_available then
                     v_busy := v_busy + 1;

@@ -24,7 +24,7 @@ begin
                                 from mq.block_{t} as y
                                 where y.subscription = 1 and y.lane = 0 and y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
                                 order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as b
-                          where b.size = 1 and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
+                          where b.size = 1 and (p_ack is null or exists (select from acked)) and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
                     where c.g >= 0 and c.g < c.slices
                       and pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int)),
                 claim as (
@@ -82,6 +82,7 @@ declare
     v_ready boolean;
     v_hole  boolean;
     v_opened boolean;
+    v_mine  boolean;
     v_due   boolean;
     a_slices int[];
     v_had   boolean := pg_current_xact_id_if_assigned() is not null;
@@ -178,9 +179,14 @@ begin
         if v_ready is null then
             perform mq._repair({q});
             return;
-        elsif not v_ready and not v_due then
+        elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            -- More arrivals than one looks at, and no upkeep to sort them: now and then a call that returns nothing does a
+            -- part of it, though it keeps the lock of promotion.
+            if not found and v_due is null and random() < 0.1 then
+                perform from mq._promote_{q}(0);
+            end if;
             return;
         end if;
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
@@ -190,13 +196,14 @@ begin
         v_ready := false;
         v_hole := false;
         v_opened := false;
+        v_mine := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
-                v_ready := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
+                v_mine := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
                 -- What is due can be had only by who may promote.
-                v_due := v_ready and v_due and mq._is_due_{q}() and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
-                v_ready := v_ready and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and mq._is_due_{q}());
+                v_due := v_mine and coalesce(v_due, true) and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+                v_ready := v_mine and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(), true));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
                 if v_ready then
@@ -226,8 +233,8 @@ begin
                 return;
             end if;
         end if;
-        if v_ready and not v_opened then
-            return;
+        if v_mine and not v_opened and not v_hole then
+            return;         -- what was there another promotes, or leads elsewhere
         end if;
     end loop;
 end $$;
