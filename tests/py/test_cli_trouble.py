@@ -162,6 +162,11 @@ def test_a_receipt_is_not_lost_for_want_of_letters(
     assert json.loads(said)[0]["payload"] == text
 
 
+def interruptible() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_while_it_imports_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "psycopg.py").write_text(
         "import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(30)\n"
@@ -171,6 +176,7 @@ def test_an_interrupt_while_it_imports_ends_it_quietly(tmp_path: Path) -> None:
         [sys.executable, "-c", "from mqctl.cli import main; main()", str(began)],
         env=environment(PYTHONPATH=f"{tmp_path}:{PYTHON}"),
         stderr=subprocess.PIPE,
+        preexec_fn=interruptible,
     ) as process:
         wait.until(began.exists, "it to import")
         process.send_signal(signal.SIGINT)
@@ -192,6 +198,7 @@ def test_an_interrupt_while_it_works_ends_it_quietly(
         [sys.executable, "-m", "mqctl", "--dsn", database, "dequeue", queue, "--wait", "20s"],
         env=environment(),
         stderr=subprocess.PIPE,
+        preexec_fn=interruptible,
     ) as process:
         wait.until(
             lambda: (
