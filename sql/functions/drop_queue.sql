@@ -13,13 +13,13 @@ begin
         perform mq._queue_not_found(drop_queue.queue);
     end if;
     perform mq._lock_tables(q.queue_id, true);
-    -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;
     delete from mq.slot as x where x.queue_id = q.queue_id;
     delete from mq.tally as x where x.queue_id = q.queue_id;
     delete from mq.dead_letter as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
+    -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     for v_table in
         select c.oid from pg_class as c
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'

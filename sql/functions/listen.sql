@@ -6,7 +6,7 @@ begin
     execute format('listen %I', 'mq_' || q.name);
     -- Held once, however often it is called.
     if not mq._is_waiting(q.queue_id) then
-        perform pg_advisory_lock_shared(('mq.subscription'::regclass::oid::bigint & 2147483647)::int, q.queue_id);
+        perform pg_advisory_lock_shared(mq._waiters_class(), q.queue_id);
     end if;
     -- After the lock: whoever resets it holds the exclusive one.
     if pg_sequence_last_value(('mq.waiting_' || q.queue_id)::regclass) <> 2 then

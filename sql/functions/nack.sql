@@ -33,7 +33,7 @@ begin
             v_is_again := true;
         end if;
         -- Big messages come in parts.
-        exit when (select sum(pg_column_size(x.payload)) from unnest(v_taken) as x) < 67108864;
+        exit when not mq._is_enough(v_taken);
     end loop;
     if v_is_again then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);

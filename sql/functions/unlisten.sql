@@ -5,7 +5,7 @@ declare
 begin
     execute format('unlisten %I', 'mq_' || q.name);
     if mq._is_waiting(q.queue_id) then
-        perform pg_advisory_unlock_shared(('mq.subscription'::regclass::oid::bigint & 2147483647)::int, q.queue_id);
+        perform pg_advisory_unlock_shared(mq._waiters_class(), q.queue_id);
     end if;
 end $$;
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from support import conserve, wait
 
@@ -92,6 +93,9 @@ class Load:
                 step(conn)
             except self._passing:
                 self.passed += 1
+                # A rollback can be cancelled, too: what is left then is a transaction that takes no command.
+                if conn is not None and conn.info.transaction_status != TransactionStatus.IDLE:
+                    conn.close()
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if not is_lost(error):
                     self.errors.append(error)

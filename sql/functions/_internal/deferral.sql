@@ -57,17 +57,13 @@ language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     for v_generation in 0 .. 1 loop
         execute replace($x$
-        -- Whether _promote would find something: a timer or one of the next arrivals is due. Of arrivals without timers it looks
-        -- at 10000, and now and then at as many as a promotion sorts, so that what is behind many is found, too. Null: none
-        -- of those, but there are more.
-        create or replace function mq._is_due_{d}() returns boolean language plpgsql as $$
+        -- Whether _promote would find something: a timer or one of the next p_most arrivals without a timer is due. Null:
+        -- none of those, but there are more.
+        create or replace function mq._is_due_{d}(p_most int) returns boolean language plpgsql as $$
         declare
-            v_now  timestamptz := clock_timestamp();
-            v_cur  pg_snapshot;
-            p      record;
-            r      record;
-            v      record;
-            v_most int := case when random() < 0.25 then 200000 else 10000 end;
+            v_now timestamptz := clock_timestamp();
+            p     record;
+            r     record;
         begin
             if not exists (select from mq.deferred_{d} as x order by x.xid, x.msg_id limit 1) then
                 return false;
@@ -79,23 +75,15 @@ begin
                        order by x.due_at, x.xid, x.msg_id limit 1) then
                 return true;
             end if;
-            v_cur := coalesce(p.cur, mq._snapshot());
-            r := mq._ranges(coalesce(p.prev, '1:1:'), v_cur, coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
-            -- Stopped inside a window: what came after it has to be looked at too.
-            if p.cur is not null then
-                v := mq._ranges(p.cur, mq._snapshot(), '0', 0);
-                r.lo_xids := r.lo_xids || v.lo_xids;
-                r.lo_ids := r.lo_ids || v.lo_ids;
-                r.hi_xids := r.hi_xids || v.hi_xids;
-            end if;
+            r := mq._ranges_ahead(p.prev, p.cur, p.next_xid, p.next_id);
             return (
-                select case when bool_or(m.due_at <= v_now) then true when count(*) < v_most then false end
+                select case when bool_or(m.due_at <= v_now) then true when count(*) < p_most then false end
                 from (select x.due_at from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                       cross join lateral (
                         select y.due_at from mq.deferred_{d} as y
                         where (y.xid, y.msg_id) >= (u.lo_xid, u.lo_id) and y.xid <= u.hi_xid
-                        order by y.xid, y.msg_id limit v_most) as x
-                      limit v_most) as m);
+                        order by y.xid, y.msg_id limit p_most) as x
+                      limit p_most) as m);
         end $$;
 
         -- Up to p_max messages that are due by p_now, oldest first. The caller holds the promotion lock.
@@ -159,17 +147,9 @@ begin
         declare
             p record;
             r record;
-            v record;
         begin
             select * into p from mq.promotion_{d} as x order by x.no desc limit 1;
-            r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
-            -- Stopped inside a window: what came after it has to be looked at too.
-            if p.cur is not null then
-                v := mq._ranges(p.cur, mq._snapshot(), '0', 0);
-                r.lo_xids := r.lo_xids || v.lo_xids;
-                r.lo_ids := r.lo_ids || v.lo_ids;
-                r.hi_xids := r.hi_xids || v.hi_xids;
-            end if;
+            r := mq._ranges_ahead(p.prev, p.cur, p.next_xid, p.next_id);
             return least(
                 (select x.due_at from mq.timer_{d} as x
                  where (x.due_at, x.xid, x.msg_id)
@@ -218,13 +198,16 @@ begin
     end loop;
 
     execute replace(replace($x$
-    create or replace function mq._is_due_{q}() returns boolean language plpgsql as $$
+    -- Of arrivals without timers it looks at 10000, and now and then at as many as a promotion sorts, so that what is due
+    -- behind many is found, too.
+    create or replace function mq._is_due_{q}(p_most int default case when random() < 0.25 then 200000 else 10000 end)
+    returns boolean language plpgsql as $$
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
     begin
-        return case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_0() else mq._is_due_{q}_1() end
+        return case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_0(p_most) else mq._is_due_{q}_1(p_most) end
             or (v_register >> 33) & 1 = 1
-               and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1() else mq._is_due_{q}_0() end;
+               and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1(p_most) else mq._is_due_{q}_0(p_most) end;
     end $$;
 
     create or replace function mq._promote_{q}(p_max int) returns setof mq._taken language plpgsql as $$

@@ -1,7 +1,6 @@
 -- NOTIFY takes a lock of the whole cluster at commit, so mq sends as few as will do.
 --
--- A consumer that waits holds a shared session lock (of a class of its own, as it may be kept for days, and the keys of
--- slices are hashes), and then sets the register waiting_<q> to 2 (mq.listen). A producer
+-- A consumer that waits holds a shared session lock, and then sets the register waiting_<q> to 2 (mq.listen). A producer
 -- reads the register after its insert. If it is 2, it tests the lock by trying the exclusive one: who waits is notified;
 -- if it gets the lock, nobody waits any more, and with the lock still held, so that nobody can just be registering, it
 -- sets the register back to 1. So where nobody waits, producers share no lock.
@@ -16,7 +15,7 @@ create or replace function mq._notify(queue_id int, queue text, mode text, notif
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     c_class   constant int := ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
-    c_waiters constant int := ('mq.subscription'::regclass::oid::bigint & 2147483647)::int;
+    c_waiters constant int := mq._waiters_class();
     v_waiting regclass;
     v_last    bigint;
     v_now     bigint;
@@ -51,7 +50,7 @@ begin
     return exists (
         select from pg_locks as l
         where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 2
-          and l.mode = 'ShareLock' and l.classid = ('mq.subscription'::regclass::oid::bigint & 2147483647)::int::oid and l.objid = _is_waiting.queue_id::oid
+          and l.mode = 'ShareLock' and l.classid = mq._waiters_class()::oid and l.objid = _is_waiting.queue_id::oid
           and l.database = (select d.oid from pg_database as d where d.datname = current_database()));
 end $$;
 

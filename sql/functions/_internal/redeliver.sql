@@ -1,8 +1,15 @@
+-- The lock of who opens blocks of lane 0 of a slot, as _open_<q>_<k> has it.
+create or replace function mq._lane_key(queue_id int, slot int) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (hashint8extended(-1, _lane_key.queue_id::bigint * 16777216 + slot * 256 + 1) & 2147483647)::int;
+end $$;
+
 -- Whether a block could be opened there now: else a sweep would be for nothing.
 create or replace function mq._is_lane_free(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    c_key constant int := (hashint8extended(-1, _is_lane_free.queue_id::bigint * 16777216 + _is_lane_free.slot * 256 + 1) & 2147483647)::int;
+    c_key constant int := mq._lane_key(_is_lane_free.queue_id, _is_lane_free.slot);
 begin
     return pg_try_advisory_lock(mq._lock_class(), c_key) and pg_advisory_unlock(mq._lock_class(), c_key);
 end $$;
@@ -19,9 +26,7 @@ declare
 begin
     select * into q from mq.queue as x where x.name = _redeliver.queue;
     begin
-        if pg_try_advisory_xact_lock(mq._lock_class(),
-            (hashint8extended(-1, q.queue_id::bigint * 16777216 + open_slot * 256 + 1) & 2147483647)::int)
-        then
+        if pg_try_advisory_xact_lock(mq._lock_class(), mq._lane_key(q.queue_id, open_slot)) then
             -- Somebody may have opened a block since this call found nothing: what is free in it would be holes behind a
             -- newer one. Then it is delivered instead, below, without the lane.
             execute replace(

@@ -28,6 +28,13 @@ begin
     return ('mq.queue'::regclass::oid::bigint & 2147483647)::int;
 end $$;
 
+-- The class of those who wait in listen. Of its own: that lock may be kept for days, and keys of lanes are hashes.
+create or replace function mq._waiters_class() returns int
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return ('mq.subscription'::regclass::oid::bigint & 2147483647)::int;
+end $$;
+
 create or replace function mq._lock_key(queue_id int, no int) returns int
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin

@@ -60,6 +60,25 @@ begin
     end if;
 end $$;
 
+-- The same for a cursor that may have stopped inside its window: the rest of it, and what came since.
+create or replace function mq._ranges_ahead(prev pg_snapshot, cur pg_snapshot, at_xid xid8, at_id bigint,
+                                            out lo_xids xid8[], out lo_ids bigint[], out hi_xids xid8[])
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    r record;
+begin
+    r := mq._ranges(coalesce(prev, '1:1:'), coalesce(cur, mq._snapshot()), coalesce(at_xid, '0'), coalesce(at_id, 0));
+    lo_xids := r.lo_xids;
+    lo_ids := r.lo_ids;
+    hi_xids := r.hi_xids;
+    if cur is not null then
+        r := mq._ranges(cur, mq._snapshot(), '0', 0);
+        lo_xids := lo_xids || r.lo_xids;
+        lo_ids := lo_ids || r.lo_ids;
+        hi_xids := hi_xids || r.hi_xids;
+    end if;
+end $$;
+
 -- The gate of a lane, for its opener: closed until the transaction ends. Those who pass hold it for an instant.
 create or replace function mq._enter_lane(class int, key int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$

@@ -13,6 +13,13 @@ begin
         order by x.segment;
 end $$;
 
+-- Whether messages are as big as what a call takes back at most, 64 MB: arrays of more than 1 GB cannot be.
+create or replace function mq._is_enough(taken mq._taken[]) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return coalesce((select sum(pg_column_size(x.payload)) from unnest(taken) as x) >= 67108864, false);
+end $$;
+
 -- One sweeper at a time. Its lock is the session's, and given back at once: a consumer may sit in its transaction.
 create or replace function mq._sweep(queue_id int, max_attempts int, most int, out again mq._taken[], out taken int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -30,9 +37,7 @@ begin
         end if;
     exception
         when query_canceled or others then
-            if v_locked and pg_advisory_unlock(mq._lock_class(), c_key) then
-                raise;
-            end if;
+            perform pg_advisory_unlock(mq._lock_class(), c_key) where v_locked;
             raise;
     end;
 end $$;
@@ -55,7 +60,7 @@ begin
                 v_taken := null;        -- it is being emptied, or purged: another time
         end;
         v_all := v_all || v_taken;
-        exit when cardinality(v_all) >= _sweep_slots.most or (select sum(pg_column_size(x.payload)) from unnest(v_all) as x) >= 67108864;
+        exit when cardinality(v_all) >= _sweep_slots.most or mq._is_enough(v_all);
     end loop;
     with gone as (
         delete from mq.survivor as s using (

@@ -182,9 +182,9 @@ begin
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            -- More arrivals than one looks at, and no upkeep to sort them: now and then a call that returns nothing does a
-            -- part of it, though it keeps the lock of promotion.
-            if not found and v_due is null and random() < 0.1 then
+            -- Many arrivals, and no upkeep to sort them: now and then a call that returns nothing looks further, and sorts a
+            -- part if something is due there, or if there are even more; though it keeps the lock of promotion.
+            if not found and v_due is null and random() < 0.1 and mq._is_due_{q}(200000) is not false then
                 perform from mq._promote_{q}(0);
             end if;
             return;
