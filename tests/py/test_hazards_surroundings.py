@@ -5,39 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from support import race, wait
-from support.race import Connect, ack, expire, fill, lease, maintain, put, take, take_rows, value
+from support.race import (
+    Connect,
+    ack,
+    expire,
+    fill,
+    lease,
+    maintain,
+    number,
+    put,
+    sweep,
+    take,
+    take_rows,
+    value,
+)
 from support.server import Server
 from support.server import database as server_database
 
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "hazards_surroundings", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
+database, queue, session = race.database, race.queue, race.session
 
 
 # -- publications -----------------------------------------------------------------------------------
@@ -62,7 +53,7 @@ def test_a_publication_for_all_tables_refuses_nothing(conn: psycopg.Connection) 
         for receipt in {row[1] for row in got}:
             ack(conn, receipt)
         expire(conn)
-        conn.execute("select mq.sweep_stale('q')")
+        sweep(conn)
         for _ in range(5):
             maintain(conn)
         with conn.cursor().copy("copy mq.inbox (queue, payload) from stdin") as copy:
@@ -154,7 +145,7 @@ def leased(conn: psycopg.Connection) -> list[str]:
 def test_rotation_catches_up_after_a_dump(conn: psycopg.Connection, session: Connect) -> None:
     dump = session()
     dump.execute("set transaction isolation level repeatable read")
-    queue_id = value(conn, "select queue_id from mq.queue")
+    queue_id = number(conn)
     dump.execute(f"lock table mq.log_{queue_id}_1, mq.log_{queue_id}_2 in access share mode")
     for _ in range(5):
         fill(conn, 2)
@@ -278,7 +269,7 @@ def test_producers_do_not_wait_for_each_other_when_somebody_listens(
 
 def test_a_test_of_listeners_leaves_no_lock(conn: psycopg.Connection, session: Connect) -> None:
     producer = session()
-    queue_id = value(conn, "select queue_id from mq.queue")
+    queue_id = number(conn)
     conn.execute("select mq.listen('q')")  # the register says that somebody waits ...
     conn.execute("select mq.unlisten('q')")  # ... and the lock that nobody does
     for _ in range(3):
@@ -379,7 +370,7 @@ def test_a_dump_restored_into_another_cluster_is_noticed_and_repaired(
 def test_transaction_ids_that_ran_backwards_are_noticed(conn: psycopg.Connection) -> None:
     fill(conn, 3)
     assert take(conn) == [1]
-    queue_id = value(conn, "select queue_id from mq.queue")
+    queue_id = number(conn)
     # As in a copy of another cluster's data under the same oids: the cursor lies in the future.
     for table, column in (("log", "xid"), ("block", "xid")):
         conn.execute(f"update mq.{table}_{queue_id}_1 set {column} = '900000000'")

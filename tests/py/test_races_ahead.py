@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from support import race
-from support.race import Connect, fill, take, take_rows, value
-from support.server import Server
-from support.server import database as server_database
+from support.race import Connect, deferred, fill, number, sweep, take, take_rows
 
 pytestmark = pytest.mark.matrix
+database, queue, session = race.database, race.queue, race.session
 
 BLOCK = 256  # slices of a block for n = 1
 EARLY = BLOCK // 8  # whoever draws this ticket opens the next block
 
 
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    with server_database(server, "races_ahead", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
-
-
 def blocks(conn: psycopg.Connection) -> list[tuple[int, int, int]]:
     """block_no, first_ticket, slices."""
-    queue_id = value(conn, "select queue_id from mq.queue")
+    queue_id = number(conn)
     return conn.execute(
         f"select block_no, first_ticket, cardinality(counts) from mq.block_{queue_id}_1 order by 1"
     ).fetchall()
-
-
-def deferred(conn: psycopg.Connection) -> int:
-    queue_id = value(conn, "select queue_id from mq.queue")
-    return sum(
-        int(value(conn, f"select count(*) from mq.deferred_{queue_id}_{generation}"))
-        for generation in (0, 1)
-    )
 
 
 def begin_block(conn: psycopg.Connection, n: int = 1) -> list[Any]:
@@ -120,7 +90,7 @@ def test_a_long_transaction_opens_nothing_early(conn: psycopg.Connection, sessio
 def test_upkeep_takes_nothing_that_was_only_not_reached_yet(conn: psycopg.Connection) -> None:
     fill(conn, 3 * BLOCK)
     got = begin_block(conn)
-    assert value(conn, "select mq.sweep_stale('q')") == 0
+    assert sweep(conn) == 0
     conn.execute("select mq.maintain('q')")
     assert deferred(conn) == 0
     assert got + drain(conn, 1) == list(range(1, 3 * BLOCK + 1))
@@ -145,7 +115,7 @@ def test_a_segment_is_not_done_before_both_blocks_are(conn: psycopg.Connection) 
     fill(conn, 2 * BLOCK)
     got = begin_block(conn)
     # As if a consumer of another size had emptied the block behind: all of it leased, while this one has tickets.
-    queue_id = value(conn, "select queue_id from mq.queue")
+    queue_id = number(conn)
     behind = conn.execute(
         f"select d.payload from mq._gather_{queue_id}_1(1::smallint, 0::smallint, 2, null, false, false, {BLOCK}, '1 h') as d"
     ).fetchall()
@@ -163,7 +133,7 @@ def test_a_redelivery_does_not_pass_over_what_has_tickets(conn: psycopg.Connecti
     conn.execute("select mq.alter_queue('q', max_attempts => 5)")
     got = begin_block(conn)
     race.expire(conn)
-    assert value(conn, "select mq.sweep_stale('q')") == len(got)
+    assert sweep(conn) == len(got)
     seen = []
     while rows := take_rows(conn, 3):
         seen += [row[5] for row in rows]

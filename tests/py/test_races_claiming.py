@@ -5,41 +5,26 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
 
 from support import race, wait
-from support.race import Background, Connect, fill, locks, put, take, take_rows, value
-from support.server import Server
-from support.server import database as server_database
+from support.race import (
+    Background,
+    Connect,
+    deferred,
+    fill,
+    locks,
+    put,
+    sweep,
+    take,
+    take_rows,
+    value,
+)
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_claiming", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
+database, queue, session = race.database, race.queue, race.session
 
 
 # -- windows between snapshots ----------------------------------------------------------------------
@@ -49,9 +34,9 @@ def test_stragglers_are_delivered_after_younger_messages(
     conn: psycopg.Connection, session: Connect
 ) -> None:
     old = [session() for _ in range(4)]
-    for number, straggler in enumerate(old):
-        put(straggler, f"old {number}")
-        put(conn, f"young {number}")
+    for i, straggler in enumerate(old):
+        put(straggler, f"old {i}")
+        put(conn, f"young {i}")
     assert take(conn, 10) == ["young 0", "young 1", "young 2", "young 3"]
     old[1].commit()
     put(conn, "younger")
@@ -147,7 +132,7 @@ def test_nothing_is_lost_or_doubled_while_many_commit(
     over.set()
     got = [payload for future in taking for payload in future.result(60)]
     got += take(conn, 1000)
-    conn.execute("select mq.sweep_stale('q')")
+    sweep(conn)
     got += take(conn, 1000)
     assert len(got) == len(set(got))
     assert len(got) == producers * each
@@ -386,7 +371,7 @@ def test_consumers_in_open_transactions_never_meet(
         consumer.commit()
     while True:
         rows = take(conn, n)
-        if not rows and conn.execute("select mq.sweep_stale('q')").fetchone() == (0,):
+        if not rows and sweep(conn) == 0:
             break
         got += rows
     assert set(got) == set(range(1, count + 1))
@@ -428,34 +413,32 @@ def test_a_claim_of_the_newest_block_that_rolled_back_is_found_by_dequeue(
     assert take(conn) == []
 
 
-def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_the_sweep(
-    conn: psycopg.Connection, session: Connect
-) -> None:
+def claim_of_an_older_block(conn: psycopg.Connection, session: Connect) -> psycopg.Connection:
+    """A transaction that claimed message 2; the rest of its block is leased, and so is the block after it."""
     fill(conn, 3)
     assert take(conn) == [1]
-    failing = session()
-    assert take(failing) == [2]
+    claiming = session()
+    assert take(claiming) == [2]
     assert take(conn) == [3]
     put(conn, "next block")
     assert take(conn) == ["next block"]
-    failing.rollback()
-    assert value(conn, "select mq.sweep_stale('q')") == 1
+    return claiming
+
+
+def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_the_sweep(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    claim_of_an_older_block(conn, session).rollback()
+    assert sweep(conn) == 1
     assert [(row[5], row[2]) for row in take_rows(conn)] == [(2, 1)]
-    assert value(conn, "select mq.sweep_stale('q')") == 0
+    assert sweep(conn) == 0
     assert take(conn) == []
 
 
 def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_dequeue_too(
     conn: psycopg.Connection, session: Connect
 ) -> None:
-    fill(conn, 3)
-    assert take(conn) == [1]
-    failing = session()
-    assert take(failing) == [2]
-    assert take(conn) == [3]
-    put(conn, "next block")
-    assert take(conn) == ["next block"]
-    failing.rollback()
+    claim_of_an_older_block(conn, session).rollback()
     assert [(row[5], row[2]) for row in take_rows(conn)] == [(2, 1)]
 
 
@@ -614,10 +597,8 @@ def dequeue_all_in_one_transaction(
     while rows := take_rows(conn, 500):
         total += len(rows)
     assert total == count // batch * batch
-    assert conn.execute("select mq.sweep_stale('q')").fetchone() == (0,)  # no holes
-    queue_id = value(conn, "select queue_id from mq.queue")
-    for generation in (0, 1):
-        assert value(conn, f"select count(*) from mq.deferred_{queue_id}_{generation}") == 0
+    assert sweep(conn) == 0  # no holes
+    assert deferred(conn) == 0
 
 
 def test_thousands_of_dequeues_in_one_transaction(
@@ -669,9 +650,7 @@ def test_64_clients_of_long_transactions_leave_locks_for_others(
     got = [msg_id for _, msg_ids in done for msg_id in msg_ids]
     assert len(got) == len(set(got)) > 0
     assert sum(refused for refused, _ in done) <= clients // 8
-    queue_id = value(conn, "select queue_id from mq.queue")
-    for generation in (0, 1):
-        assert value(conn, f"select count(*) from mq.deferred_{queue_id}_{generation}") == 0
+    assert deferred(conn) == 0
 
 
 def test_too_many_claims_of_others_blocks_are_refused_with_a_hint(

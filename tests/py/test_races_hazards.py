@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -12,56 +11,21 @@ from support import measure, race
 from support.race import (
     Connect,
     ack,
+    drain,
     expire,
     fill,
     lease,
     maintain,
+    number,
     put,
     rotate,
     take,
     take_rows,
     value,
 )
-from support.server import Server
-from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_hazards", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=15s", **params)
-
-    return session_
-
-
-def number(conn: psycopg.Connection) -> int:
-    """The number of the queue, which names its tables."""
-    return int(value(conn, "select queue_id from mq.queue where name = 'q'"))
-
-
-def drain(conn: psycopg.Connection, n: int = 100) -> list[Any]:
-    got = []
-    while rows := take_rows(conn, n):
-        got += [row[5] for row in rows]
-        assert ack(conn, rows[0][1]) == len(rows)
-    return got
+database, queue, session = race.database, race.queue, race.session
 
 
 def until_one_segment(conn: psycopg.Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -15,49 +15,25 @@ from support.race import (
     Background,
     Connect,
     ack,
+    advisory_locks,
+    drain,
     expire,
     fill,
     lease,
     maintain,
+    number,
     put,
     rotate,
     segments,
+    sweep,
     take,
     take_rows,
+    unsettled,
     value,
 )
-from support.server import Server
-from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_review", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
-
-
-def number(conn: psycopg.Connection) -> int:
-    """The number of the queue, which names its tables."""
-    return int(value(conn, "select queue_id from mq.queue where name = 'q'"))
+database, queue, session = race.database, race.queue, race.session
 
 
 def open_slot(conn: psycopg.Connection) -> int:
@@ -79,28 +55,6 @@ def make_due(conn: psycopg.Connection) -> None:
         conn.execute(
             f"update mq.deferred_{number(conn)}_{generation} set due_at = '2001-01-01' where due_at > now()"
         )
-
-
-def drain(conn: psycopg.Connection, n: int = 100) -> list[object]:
-    """Takes and acknowledges what plain dequeues give, until one gives nothing."""
-    got = []
-    while rows := take_rows(conn, n):
-        got += [row[5] for row in rows]
-        assert ack(conn, rows[0][1]) == len(rows)
-    return got
-
-
-def unsettled(conn: psycopg.Connection) -> tuple[int, int, int]:
-    """Ready, deferred, leased."""
-    row = conn.execute("select ready, deferred, leased from mq.queue_stats('q')").fetchone()
-    assert row is not None
-    return row[0], row[1], row[2]
-
-
-def advisory_locks(conn: psycopg.Connection, observer: psycopg.Connection) -> int:
-    return observer.execute(
-        "select from pg_locks where pid = %s and locktype = 'advisory'", (wait.backend_pid(conn),)
-    ).rowcount
 
 
 def until_waiting_for(observer: psycopg.Connection, pid: int, relation: str) -> None:
@@ -557,12 +511,12 @@ def test_an_extended_lease_is_swept_after_the_deadline_that_was_granted(
     value(conn, "select mq.extend('q', %s, '1 second')", receipt)
     table = f"{number(conn)}_1"
     conn.execute(f"update mq.lease_{table} set leased_until = now() - interval '1 ms'")
-    assert value(conn, "select mq.sweep_stale('q')") == 0
+    assert sweep(conn) == 0
     # Of two extends, the one that granted more counts, whichever came last.
     conn.execute(
         f"update mq.settlement_{table} set leased_until = now() - interval '1 ms' where seq = 2"
     )
-    assert value(conn, "select mq.sweep_stale('q')") == 0
+    assert sweep(conn) == 0
     assert take(conn) == []
     assert ack(conn, receipt) == 1
 

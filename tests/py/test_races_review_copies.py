@@ -16,40 +16,29 @@ from support.race import (
     fill,
     lease,
     maintain,
+    number,
     put,
     rotate,
+    sweep,
     take,
     take_rows,
+    unsettled,
     value,
 )
 from support.server import Server
 from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_review_copies", mq_template) as dsn:
-        yield dsn
+database = race.database
 
 
 @pytest.fixture(autouse=True)
 def queue(database: str) -> str:
-    with psycopg.connect(
-        database, autocommit=True
-    ) as conn:  # a test that failed may leave it broken
+    # A test that failed may leave it broken.
+    with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("update mq.queue set home_relation = 'mq.queue'::regclass::oid")
     race.fresh(database, "q")
     return "q"
-
-
-def unsettled(conn: psycopg.Connection) -> tuple[int, int, int]:
-    """Ready, deferred, leased."""
-    row = conn.execute("select ready, deferred, leased from mq.queue_stats('q')").fetchone()
-    assert row is not None
-    return row[0], row[1], row[2]
 
 
 def rotation_rolled_back(connect: Connect) -> None:
@@ -65,7 +54,7 @@ def from_elsewhere(conn: psycopg.Connection) -> None:
 
 def make_due(conn: psycopg.Connection) -> None:
     """What is deferred is due; none of it may have a timer yet."""
-    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    queue_id = number(conn)
     for generation in (0, 1):
         assert value(conn, f"select count(*) from mq.timer_{queue_id}_{generation}") == 0
         conn.execute(
@@ -94,7 +83,7 @@ def test_leases_run_out_in_a_segment_whose_rotation_was_rolled_back(
     lease(conn, 2)
     assert unsettled(conn) == (1, 0, 2)
     expire(conn)
-    assert value(conn, "select mq.sweep_stale('q')") == 2
+    assert sweep(conn) == 2
     assert unsettled(conn) == (3, 0, 0)
     assert sorted(drain(conn)) == [1, 2, 3]
 
@@ -202,7 +191,7 @@ def test_a_repair_of_a_big_backlog_loses_nothing(conn: psycopg.Connection) -> No
 
 def make_due_with_timers(conn: psycopg.Connection) -> None:
     """What is deferred is due; the promoter's cursor has not moved yet."""
-    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    queue_id = number(conn)
     conn.execute(
         f"update mq.timer_{queue_id}_0 set due_at = due_at - interval '1 day';"
         f"update mq.deferred_{queue_id}_0 set due_at = due_at - interval '1 day'"
@@ -217,7 +206,7 @@ def test_a_repair_does_not_gather_a_backlog_in_one_value(
     conn.execute(
         "select mq.enqueue('q', to_jsonb(repeat('x', 30000000)), delay => %s::interval)", (delay,)
     )
-    queue_id = value(conn, "select queue_id from mq.queue where name = 'q'")
+    queue_id = number(conn)
     table, due = (
         (f"log_{queue_id}_1", "") if delay is None else (f"deferred_{queue_id}_0", ", due_at")
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import psycopg
 import pytest
 
@@ -13,44 +10,23 @@ from support.race import (
     Background,
     Connect,
     ack,
+    drain,
     expire,
     fill,
     lease,
     maintain,
+    number,
     put,
     rotate,
     segments,
+    sweep,
     take,
     take_rows,
     value,
 )
-from support.server import Server
-from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_segments", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
+database, queue, session = race.database, race.queue, race.session
 
 
 def open_log(conn: psycopg.Connection) -> str:
@@ -70,15 +46,6 @@ def late(conn: psycopg.Connection, log: str, payload: str) -> None:
         f"insert into {log} (msg_id, payload) select nextval(msg_ids), to_jsonb(%s::text) from mq.queue",
         (payload,),
     )
-
-
-def settle_all(conn: psycopg.Connection) -> list[object]:
-    """Takes and acknowledges everything there is."""
-    got = []
-    while rows := take_rows(conn, 100):
-        got += [row[5] for row in rows]
-        assert ack(conn, rows[0][1]) == len(rows)
-    return got
 
 
 def until_only_the_open_one_is_left(conn: psycopg.Connection) -> None:
@@ -102,7 +69,7 @@ def test_a_producer_in_flight_keeps_a_segment_from_being_sealed(
     put(producer, "later")  # into the open one
     late(producer, log, "late")
     producer.commit()
-    assert settle_all(conn) == ["early", "late", "later"]
+    assert drain(conn) == ["early", "late", "later"]
     wait.until(lambda: "sealed" in maintain(conn))
     until_only_the_open_one_is_left(conn)
 
@@ -122,7 +89,7 @@ def test_a_late_producer_is_led_into_the_open_segment(
     assert value(conn, f"select count(*) from {log}") == 1  # a sealed segment never gains a row
     producer.commit()
     assert value(conn, f"select count(*) from {log}") == 1
-    assert settle_all(conn) == ["a", "late"]
+    assert drain(conn) == ["a", "late"]
 
 
 def test_a_producer_that_waits_for_the_seal_is_led_on(
@@ -139,7 +106,7 @@ def test_a_producer_that_waits_for_the_seal_is_led_on(
     waiting.result(30)
     producer.commit()
     assert value(conn, f"select count(*) from {log}") == 1
-    assert settle_all(conn) == ["a", "late"]
+    assert drain(conn) == ["a", "late"]
 
 
 def test_a_producer_that_waits_for_the_truncate_is_led_on(
@@ -148,7 +115,7 @@ def test_a_producer_that_waits_for_the_truncate_is_led_on(
     put(conn, "a")
     log = open_log(conn)
     rotate(conn)
-    assert settle_all(conn) == ["a"]
+    assert drain(conn) == ["a"]
     dropping, producer = session(), session()
 
     def drops() -> bool:
@@ -164,12 +131,12 @@ def test_a_producer_that_waits_for_the_truncate_is_led_on(
     waiting.result(30)
     assert value(conn, f"select count(*) from {log}") == 0
     producer.commit()
-    assert settle_all(conn) == ["late"]
+    assert drain(conn) == ["late"]
     for _ in range(4):  # through all slots, the one of before too
         rotate(conn)
         maintain(conn)
         late(conn, log, "later")
-        assert settle_all(conn) == ["later"]
+        assert drain(conn) == ["later"]
 
 
 def test_late_delayed_messages_are_led_into_the_open_set(
@@ -213,7 +180,7 @@ def change_over(conn: psycopg.Connection) -> int:
         ack(conn, rows[0][1])
     register = "select (pg_sequence_last_value(register) >> 32) & 1 from mq.queue"
     wait.until(lambda: (maintain(conn), value(conn, register))[1] == 1)
-    return int(value(conn, "select queue_id from mq.queue"))
+    return number(conn)
 
 
 def test_what_waits_moves_when_the_deferral_sets_change_over(conn: psycopg.Connection) -> None:
@@ -271,26 +238,26 @@ def test_a_rotation_that_rolls_back_is_mended(
         put(conn, "x")
         rotate(conn)
         maintain(conn)
-    settle_all(conn)
+    drain(conn)
     until_only_the_open_one_is_left(conn)
     put(conn, "before")
     failing = session()
-    for number in range(rotations):
+    for i in range(rotations):
         failing.execute("savepoint s")
         try:
             rotate(failing)
         except psycopg.errors.ObjectNotInPrerequisiteState:
             failing.execute("rollback to savepoint s")
-        put(conn, f"during {number}")  # into what the rollback makes nobody's
+        put(conn, f"during {i}")  # into what the rollback makes nobody's
     failing.rollback()
     put(conn, "after")
-    expected = ["before", *[f"during {number}" for number in range(rotations)], "after"]
+    expected = ["before", *[f"during {i}" for i in range(rotations)], "after"]
     maintain(conn)
-    assert sorted(map(str, settle_all(conn))) == sorted(expected)
+    assert sorted(map(str, drain(conn))) == sorted(expected)
     rotate(conn)
     until_only_the_open_one_is_left(conn)
     put(conn, "later")
-    assert settle_all(conn) == ["later"]
+    assert drain(conn) == ["later"]
 
 
 def test_a_slot_is_not_used_again_by_the_transaction_that_emptied_it(
@@ -299,7 +266,7 @@ def test_a_slot_is_not_used_again_by_the_transaction_that_emptied_it(
     put(conn, "a")
     log = open_log(conn)
     rotate(conn)
-    settle_all(conn)
+    drain(conn)
     failing = session()
 
     def drops() -> bool:
@@ -315,7 +282,7 @@ def test_a_slot_is_not_used_again_by_the_transaction_that_emptied_it(
     put(conn, "b")
     for _ in range(5):
         maintain(conn)
-    assert settle_all(conn) == ["b"]
+    assert drain(conn) == ["b"]
 
 
 def test_a_rotation_goes_on_from_one_that_was_rolled_back(
@@ -332,7 +299,7 @@ def test_a_rotation_goes_on_from_one_that_was_rolled_back(
     rotate(conn)
     rotate(conn)
     put(conn, "d")
-    assert settle_all(conn) == ["a", "b", "c", "d"]
+    assert drain(conn) == ["a", "b", "c", "d"]
 
 
 def test_messages_come_while_a_rotation_is_not_committed(
@@ -342,11 +309,11 @@ def test_messages_come_while_a_rotation_is_not_committed(
     rotating = session()
     rotate(rotating)
     put(conn, "during")
-    assert sorted(map(str, settle_all(conn))) == ["before", "during"]
+    assert sorted(map(str, drain(conn))) == ["before", "during"]
     assert maintain(conn) == ["busy"]
     rotating.commit()
     put(conn, "after")
-    assert settle_all(conn) == ["after"]
+    assert drain(conn) == ["after"]
 
 
 def test_a_receipt_is_settled_by_dequeue_across_a_rotation(conn: psycopg.Connection) -> None:
@@ -436,7 +403,7 @@ def test_a_segment_stays_while_its_opener_is_not_committed(
     assert_it_stays(conn)
     claiming.rollback()
     assert_it_stays(conn)
-    assert settle_all(conn) == [1, 2]
+    assert drain(conn) == [1, 2]
     until_only_the_open_one_is_left(conn)
 
 
@@ -453,7 +420,7 @@ def test_a_hole_in_an_older_block_keeps_its_segment(
     assert_it_stays(conn)
     claiming.rollback()
     wait.until(lambda: "swept" in maintain(conn))
-    assert settle_all(conn) == [2]
+    assert drain(conn) == [2]
     until_only_the_open_one_is_left(conn)
 
 
@@ -471,7 +438,7 @@ def test_a_claim_and_an_upkeep_that_roll_back_together_lose_nothing(
         maintain(failing)
     failing.rollback()
     maintain(conn)
-    assert settle_all(conn) == [1, 2, 3]
+    assert drain(conn) == [1, 2, 3]
     until_only_the_open_one_is_left(conn)
 
 
@@ -483,10 +450,10 @@ def test_a_reader_delays_the_drop_and_nothing_else(
     reader = session()
     reader.execute(f"select count(*) from {log}")
     rotate(conn)
-    assert settle_all(conn) == ["a"]
+    assert drain(conn) == ["a"]
     assert_it_stays(conn)
     put(conn, "b")
-    assert settle_all(conn) == ["b"]
+    assert drain(conn) == ["b"]
     reader.commit()
     until_only_the_open_one_is_left(conn)
 
@@ -501,9 +468,9 @@ def test_the_sweep_passes_by_a_segment_that_is_being_dropped(
     dropping.execute(
         f"lock table {open_log(conn).replace('log', 'block')} in access exclusive mode"
     )
-    assert value(conn, "select mq.sweep_stale('q')") == 0
+    assert sweep(conn) == 0
     dropping.commit()
-    assert value(conn, "select mq.sweep_stale('q')") == 1
+    assert sweep(conn) == 1
 
 
 def test_two_at_upkeep_do_not_meet(conn: psycopg.Connection, session: Connect) -> None:

@@ -5,45 +5,28 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from support import race, wait
-from support.race import Background, Connect, ack, expire, fill, lease, put, take, take_rows, value
-from support.server import Server
-from support.server import database as server_database
+from support.race import (
+    Background,
+    Connect,
+    ack,
+    expire,
+    fill,
+    lease,
+    put,
+    sweep,
+    take,
+    take_rows,
+    value,
+)
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_settling", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=9s", **params)
-
-    return session_
-
-
-def sweep(conn: psycopg.Connection) -> int:
-    return int(value(conn, "select mq.sweep_stale('q')"))
+database, queue, session = race.database, race.queue, race.session
 
 
 # -- the fence --------------------------------------------------------------------------------------

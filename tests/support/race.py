@@ -1,17 +1,49 @@
-"""What tests with two sessions say all the time: put something in, take something out, who has a lock."""
+"""What tests with two sessions say all the time: put something in, take something out, who has a lock.
+
+Its fixtures are for files whose tests share one database. A file names those that it wants:
+
+    database, queue, session = race.database, race.queue, race.session
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import psycopg
+import pytest
 
 from support import wait
+from support.server import Server
+from support.server import database as temporary_database
 
 Connect = Callable[..., psycopg.Connection]
 Background = Callable[..., "Future[Any]"]
+
+
+@pytest.fixture(scope="module")
+def database(request: pytest.FixtureRequest, server: Server, mq_template: str) -> Iterator[str]:
+    """One for all tests of a file, named after it: each drops the queues of the one before."""
+    name = request.path.stem.removeprefix("test_")
+    with temporary_database(server, name, mq_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture(autouse=True)
+def queue(database: str) -> str:
+    fresh(database, "q")
+    return "q"
+
+
+@pytest.fixture
+def session(connect: Connect) -> Connect:
+    """A session that is in a transaction as soon as it does something, and never hangs."""
+
+    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
+        return connect(autocommit=autocommit, options="-c statement_timeout=15s", **params)
+
+    return session_
 
 
 def fresh(dsn: str, *queues: str) -> None:
@@ -27,6 +59,11 @@ def value(conn: psycopg.Connection, query: str, *parameters: Any) -> Any:
     row = conn.execute(query, parameters).fetchone()
     assert row is not None
     return row[0]
+
+
+def number(conn: psycopg.Connection, queue: str = "q") -> int:
+    """The number of a queue, which names its tables."""
+    return int(value(conn, "select queue_id from mq.queue where name = %s", queue))
 
 
 def fill(conn: psycopg.Connection, count: int, queue: str = "q") -> None:
@@ -75,9 +112,37 @@ def ack(conn: psycopg.Connection, receipt: str, ids: list[int] | None = None, **
     return int(row[0])
 
 
+def drain(conn: psycopg.Connection, n: int = 100) -> list[Any]:
+    """Takes and acknowledges what plain dequeues give, until one gives nothing; the payloads."""
+    got = []
+    while rows := take_rows(conn, n):
+        got += [row[5] for row in rows]
+        assert ack(conn, rows[0][1]) == len(rows)
+    return got
+
+
+def sweep(conn: psycopg.Connection) -> int:
+    return int(value(conn, "select mq.sweep_stale('q')"))
+
+
+def unsettled(conn: psycopg.Connection) -> tuple[int, int, int]:
+    """Ready, deferred, leased."""
+    row = conn.execute("select ready, deferred, leased from mq.queue_stats('q')").fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def deferred(conn: psycopg.Connection) -> int:
+    """How many messages lie in the two deferral sets, due or not."""
+    return sum(
+        int(value(conn, f"select count(*) from mq.deferred_{number(conn)}_{generation}"))
+        for generation in (0, 1)
+    )
+
+
 def expire(conn: psycopg.Connection, queue: str = "q") -> None:
     """Lets every lease and every deferral of a queue run out: rows are edited, nobody sleeps."""
-    queue_id = value(conn, "select queue_id from mq.queue where name = %s", queue)
+    queue_id = number(conn, queue)
     slots = conn.execute("select slot from mq.slot where queue_id = %s", (queue_id,)).fetchall()
     for (slot,) in slots:
         for table in ("lease", "settlement"):
@@ -95,6 +160,13 @@ def locks(conn: psycopg.Connection, observer: psycopg.Connection) -> list[Any]:
         " or locktype = 'relation' and mode in ('AccessShareLock', 'RowExclusiveLock'))",
         (wait.backend_pid(conn),),
     ).fetchall()
+
+
+def advisory_locks(conn: psycopg.Connection, observer: psycopg.Connection) -> int:
+    """How many advisory locks a session has."""
+    return observer.execute(
+        "select from pg_locks where pid = %s and locktype = 'advisory'", (wait.backend_pid(conn),)
+    ).rowcount
 
 
 def maintain(conn: psycopg.Connection, queue: str = "q") -> list[str]:
