@@ -6,6 +6,9 @@ conn        an autocommit connection to it, as the owner
 connect     makes more of them: connect(), connect(autocommit=False), connect(user="mq_consumer")
 queue       name of a queue with default settings in it
 background  runs a call in a thread, for what blocks: background(conn.execute, "...") -> Future
+
+own_server    a server of the file's own, which may crash
+own_database  like database, on that
 """
 
 from __future__ import annotations
@@ -83,6 +86,19 @@ def background() -> Iterator[Background]:
 def queue(conn: psycopg.Connection) -> str:
     conn.execute("select mq.create_queue('q')")
     return "q"
+
+
+@pytest.fixture(scope="module")
+def own_server(server: Server) -> Iterator[Server]:
+    settings = {"full_page_writes": "on"}  # what a crash leaves is whole
+    with Server(server.name, settings=settings) as own:
+        yield own
+
+
+@pytest.fixture
+def own_database(own_server: Server) -> Iterator[str]:
+    with temporary_database(own_server, f"t{next(_numbers)}", template.make(own_server)) as dsn:
+        yield dsn
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,55 +3,42 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
-from support import conserve, template
+from support import conserve
 from support.load import Load
 from support.server import Server
-from support.server import database as temporary_database
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def own_server(server: Server) -> Iterator[Server]:
-    """A server that may crash; its pages are whole after that."""
-    with Server(server.name, settings={"full_page_writes": "on"}) as own:
-        yield own
-
-
-@pytest.fixture
-def dsn(own_server: Server) -> Iterator[str]:
-    with temporary_database(own_server, "crash", template.make(own_server)) as dsn:
-        yield dsn
+def crash_under_load(dsn: str, times: int, crash: Callable[[], object]) -> None:
+    conserve.prepare(dsn, "a", "b")
+    with Load(dsn, "a", "b") as load:
+        for _ in range(times):
+            load.goes_on(random.randint(5, 100))
+            crash()
+        load.goes_on()
+    conserve.check(dsn, known=load.committed)
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_a_postmaster_killed_under_load_loses_nothing(
-    own_server: Server, dsn: str, times: int
+    own_server: Server, own_database: str, times: int
 ) -> None:
-    conserve.prepare(dsn, "a", "b")
-    with Load(dsn, "a", "b") as load:
-        for _ in range(times):
-            load.goes_on(random.randint(5, 100))
-            own_server.kill9()
-            own_server.start()
-        load.goes_on()
-    conserve.check(dsn, known=load.committed)
+    def kill() -> None:
+        own_server.kill9()
+        own_server.start()
+
+    crash_under_load(own_database, times, kill)
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_an_immediate_shutdown_under_load_loses_nothing(
-    own_server: Server, dsn: str, times: int
+    own_server: Server, own_database: str, times: int
 ) -> None:
-    conserve.prepare(dsn, "a", "b")
-    with Load(dsn, "a", "b") as load:
-        for _ in range(times):
-            load.goes_on(random.randint(5, 100))
-            own_server.restart("immediate")
-        load.goes_on()
-    conserve.check(dsn, known=load.committed)
+    crash_under_load(own_database, times, lambda: own_server.restart("immediate"))

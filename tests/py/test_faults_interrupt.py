@@ -6,17 +6,15 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
-from support import conserve, points, race, template, wait
+from support import conserve, points, race, wait
 from support.load import Load
 from support.race import Background, Connect, value
-from support.server import Server
-from support.server import database as temporary_database
 
 pytestmark = pytest.mark.faults
 
@@ -157,19 +155,6 @@ def test_a_load_whose_sessions_are_terminated_loses_nothing(
 # -- kill -9 ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def own_server(server: Server) -> Iterator[Server]:
-    """A server that may crash; its pages are whole after that."""
-    with Server(server.name, settings={"full_page_writes": "on"}) as own:
-        yield own
-
-
-@pytest.fixture
-def own_database(own_server: Server) -> Iterator[str]:
-    with temporary_database(own_server, "kills", template.make(own_server)) as dsn:
-        yield dsn
-
-
 def crash(dsn: str, pids: list[int]) -> None:
     """Kills backends. Returns when the server has gone down for that and come up again."""
     with contextlib.closing(psycopg.connect(dsn, autocommit=True)) as witness:
@@ -198,7 +183,7 @@ def answers(conn: psycopg.Connection) -> bool:
 @pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_backends_killed_inside_every_function_lose_nothing(
-    own_server: Server, own_database: str, background: Background, everywhere: bool
+    own_database: str, background: Background, everywhere: bool
 ) -> None:
     conserve.prepare(own_database, "q")
     killed = set()
@@ -236,9 +221,7 @@ def test_backends_killed_inside_every_function_lose_nothing(
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
-def test_backends_killed_under_load_lose_nothing(
-    own_server: Server, own_database: str, times: int
-) -> None:
+def test_backends_killed_under_load_lose_nothing(own_database: str, times: int) -> None:
     conserve.prepare(own_database, "a", "b")
     with Load(own_database, "a", "b") as load:
         for _ in range(times):
