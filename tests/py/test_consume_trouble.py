@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -11,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
@@ -107,6 +108,28 @@ def backends(conn: psycopg.Connection[Any], queue: str, where: str = "true") -> 
         f"select pid from pg_stat_activity where application_name = 'mq {queue}' and {where}"
     ).fetchall()
     return [pid for (pid,) in rows]
+
+
+def slow_first(seen: list[Any], seconds: float) -> Callable[[Any], None]:
+    """A handler that notes payloads, and takes its time over 1."""
+
+    def handle(job: Any) -> None:
+        seen.append(job.payload)
+        if job.payload == 1:
+            time.sleep(seconds)
+
+    return handle
+
+
+def until_extended(client: mq.Client, queue: str, job: Any) -> None:
+    """Until the lease of a job was extended twice at least: it holds beyond what one could give."""
+    first = job.delivery.leased_until
+
+    def extended() -> bool:
+        status = client.message_status(queue, job.delivery.msg_id)
+        return bool(status and status.leased_until and status.leased_until > first + SHORT)
+
+    wait.until(extended, "two extensions")
 
 
 # What Python cannot decode
@@ -217,14 +240,8 @@ def test_a_lease_that_ran_out_does_not_bury_what_was_not_handed_out(
     client.alter_queue(queue, max_attempts=1)
     ids = client.enqueue_batch(queue, [1, 2])
     seen: list[Any] = []
-
-    def slow(job: Any) -> None:
-        seen.append(job.payload)
-        if job.payload == 1:
-            time.sleep(0.3)
-
     made = make(kind, database, queue, n=2, visibility_timeout=SHORT / 3, extend_limit=timedelta(0))
-    consume(made, slow)
+    consume(made, slow_first(seen, 0.3))
     assert seen == [1, 2]
     assert states(client, queue, *ids) == ["completed", "completed"]
 
@@ -258,12 +275,16 @@ def test_the_lost_lease_of_another_queue_is_a_failure_like_any_other(
     assert "lost, rolled back" not in caplog.text
 
 
+def leased() -> Lease:
+    """One message, leased a moment ago."""
+    now = datetime.now(timezone.utc)
+    return Lease("q", [mq.Delivery(1, "r", 1, now, now, None, None)], time.monotonic(), 30)
+
+
 def test_a_lease_is_lost_only_when_the_server_says_so_twice(database: str) -> None:
     """It may just have been settled by the main flow, which has not heard the answer."""
     made = mq.consume(database, "q")
-    now = made_at()
-    delivery = mq.Delivery(1, "r", 1, now, now, None, None)
-    made._lease = lease = Lease("q", [delivery], time.monotonic(), 30)
+    made._lease = lease = leased()
     made._extended(lease, 0, None)
     assert not lease.lost
     assert lease.renew_at < time.monotonic() + 1
@@ -276,21 +297,14 @@ def test_what_may_have_been_told_before_is_not_called_lost(
 ) -> None:
     """The connection was lost under a dequeue that settled it by the way."""
     made = mq.consume(database, "q")
-    now = made_at()
     for doubtful, said in ((True, False), (False, True)):
-        lease = Lease("q", [mq.Delivery(1, "r", 1, now, now, None, None)], time.monotonic(), 30)
+        lease = leased()
         lease.decide([1], ACK)
         flow = made._settle(lease, doubtful=doubtful)
         next(flow)
         with pytest.raises(StopIteration):
             flow.send(0)
         assert ("lost, or settled before" in caplog.text) is said
-
-
-def made_at() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime.now(timezone.utc)
 
 
 # Lost connections
@@ -301,13 +315,7 @@ def test_what_ends_a_session_is_a_lost_connection(
 ) -> None:
     ids = client.enqueue_batch(queue, [1, 2])
     seen: list[Any] = []
-
-    def slow(job: Any) -> None:
-        seen.append(job.payload)
-        if job.payload == 1:
-            time.sleep(0.4)
-
-    consume(make(kind, impatient(database), queue), slow)
+    consume(make(kind, impatient(database), queue), slow_first(seen, 0.4))
     assert seen == [1, 2]
     assert states(client, queue, *ids) == ["completed", "completed"]
 
@@ -344,19 +352,8 @@ def test_an_extension_is_not_kept_from_by_what_ends_idle_sessions(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     msg_id = client.enqueue(queue, 1)
-
-    def dawdle(job: Any) -> None:
-        first = job.delivery.leased_until
-
-        def extended() -> bool:
-            status = client.message_status(queue, msg_id)
-            assert status
-            assert status.leased_until
-            return bool(status.leased_until > first + SHORT)
-
-        wait.until(extended, "two extensions")
-
-    consume(make(kind, impatient(database), queue, visibility_timeout=SHORT), dawdle)
+    made = make(kind, impatient(database), queue, visibility_timeout=SHORT)
+    consume(made, lambda job: until_extended(client, queue, job))
     assert states(client, queue, msg_id) == ["completed"]
     assert "lease not extended" not in caplog.text
 
@@ -428,17 +425,7 @@ def test_a_defect_beside_the_handler_is_logged_and_survived(
 
     made._extended = broken
     msg_id = client.enqueue(queue, 1)
-
-    def dawdle(job: Any) -> None:
-        first = job.delivery.leased_until
-
-        def again() -> bool:
-            status = client.message_status(queue, msg_id)
-            return bool(status and status.leased_until and status.leased_until > first + SHORT)
-
-        wait.until(again, "another extension")
-
-    consume(made, dawdle)
+    consume(made, lambda job: until_extended(client, queue, job))
     assert "ZeroDivisionError" in caplog.text
     assert states(client, queue, msg_id) == ["completed"]
 
@@ -446,12 +433,16 @@ def test_a_defect_beside_the_handler_is_logged_and_survived(
 # What the connections are like
 
 
+def serializable(dsn: str) -> str:
+    return make_conninfo(dsn, options="-c default_transaction_isolation=serializable")
+
+
 @pytest.mark.parametrize("function", [False, True])
 def test_another_default_of_isolation_does_not_matter(
     client: mq.Client, database: str, queue: str, kind: str, function: bool
 ) -> None:
     msg_id = client.enqueue(queue, 1)
-    dsn = make_conninfo(database, options="-c default_transaction_isolation=serializable")
+    dsn = serializable(database)
     consume(make(kind, connecting(kind, dsn) if function else dsn, queue), lambda job: None)
     assert states(client, queue, msg_id) == ["completed"]
 
@@ -460,7 +451,7 @@ def test_a_transaction_of_a_job_is_read_committed(
     client: mq.Client, database: str, queue: str
 ) -> None:
     client.enqueue(queue, 1)
-    dsn = make_conninfo(database, options="-c default_transaction_isolation=serializable")
+    dsn = serializable(database)
     for job in mq.consume(dsn, queue, stop_when_empty=True, maintain_every=None):
         with job.transaction() as conn:
             row = conn.execute("show transaction_isolation").fetchone()
@@ -520,6 +511,17 @@ class InThread:
         return time.monotonic() - began
 
 
+@contextlib.contextmanager
+def frozen(conn: psycopg.Connection[Any], queue: str) -> Iterator[None]:
+    """The backend of a consumer that waits for messages does nothing for the length of a `with`."""
+    (pid,) = wait.until(lambda: backends(conn, queue, "query like '%next_due%'"), "it to wait")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer, "GRACE", 0.2)
@@ -533,15 +535,11 @@ def test_stop_ends_although_the_server_is_frozen(
     worker = InThread(
         make(kind, database, queue, poll_min=SOON, poll_max=SOON, stop_when_empty=False)
     )
-    (pid,) = wait.until(lambda: backends(conn, queue, "query like '%next_due%'"), "it to wait")
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(conn, queue):
         wait.until(lambda: worker.made._lines[0].busy_since, "it to ask the frozen server")
         time.sleep(0.05)
         assert worker.stop() < 5
         assert worker.error is None
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -563,11 +561,11 @@ def test_what_is_in_hand_is_returned_although_a_backend_is_frozen(
     conn: psycopg.Connection[Any], client: mq.Client, database: str, queue: str, kind: str
 ) -> None:
     ids = client.enqueue_batch(queue, [1, 2])
-    frozen: list[int] = []
+    stopped: list[int] = []
 
     def freeze(job: Any) -> None:
-        frozen.extend(backends(conn, queue))
-        for pid in frozen:
+        stopped.extend(backends(conn, queue))
+        for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         worker.made.stop()
 
@@ -577,7 +575,7 @@ def test_what_is_in_hand_is_returned_although_a_backend_is_frozen(
         assert states(client, queue, ids[0]) == ["completed"]
         assert "leased" not in states(client, queue, ids[1])
     finally:
-        for pid in frozen:
+        for pid in stopped:
             os.kill(pid, signal.SIGCONT)
 
 
@@ -604,20 +602,18 @@ def test_sigterm_ends_a_process_whose_server_is_silent(
         "print('ended')"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(mq.__file__).parents[1])}
-    with subprocess.Popen(
-        [sys.executable, "-c", source, database, queue],
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as process:
-        (pid,) = wait.until(lambda: backends(conn, queue, "query like '%next_due%'"), "it to wait")
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            time.sleep(0.1)
-            process.terminate()
-            assert process.communicate(timeout=10)[0] == "ended\n"
-        finally:
-            os.kill(pid, signal.SIGCONT)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", source, database, queue],
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        ) as process,
+        frozen(conn, queue),
+    ):
+        time.sleep(0.1)
+        process.terminate()
+        assert process.communicate(timeout=10)[0] == "ended\n"
     assert process.returncode == 0
 
 
