@@ -15,7 +15,6 @@ import datetime
 import fnmatch
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,21 +32,10 @@ from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
 from bench.cells import Cell, Race  # noqa: E402
 from bench.peers import Absent, Failed  # noqa: E402
 from bench.results import Store  # noqa: E402
+from bench.revision import revision  # noqa: E402
 from support.binaries import Unavailable  # noqa: E402
 
 SECONDS = 2.0
-
-
-def revision() -> str:
-    """The commit that is measured, with + behind it if the SQL was edited since."""
-
-    def git(*args: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(REPO), *args], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", "--", "sql") else "")
 
 
 def run(

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO / "python"), str(REPO / "tests")]
+sys.path[:0] = [str(REPO), str(REPO / "python"), str(REPO / "tests")]
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from bench.revision import revision  # noqa: E402
 from support.server import Server  # noqa: E402
 
 ENGINES = ("prototype", "mq")
@@ -77,18 +78,6 @@ def prototype() -> Path:
     if not found.exists():
         raise Missing(f"the prototype is not here ({found}); MQ_PROTOTYPE can say where it is")
     return found
-
-
-def revision() -> str:
-    """The commit that is measured, with + behind it if the SQL was edited since."""
-
-    def git(*args: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(REPO), *args], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s", "--", "sql") else "")
 
 
 class Bench:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 
 from bench.peers import Absent
+from support.holders import writer
 from support.server import Server
 
 Scenario = Callable[[Server, str], "contextlib.AbstractContextManager[None]"]
@@ -23,21 +24,10 @@ def clean(server: Server, dbname: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def snapshot(server: Server, dbname: str) -> Iterator[None]:
-    """A REPEATABLE READ transaction that looked once and sits there."""
+    """A REPEATABLE READ transaction that looked once, at what any peer's database has, and sits there."""
     with server.connect(dbname, autocommit=False) as conn:
         conn.execute("set transaction isolation level repeatable read")
         conn.execute("select count(*) from pg_class")
-        yield
-        conn.rollback()
-
-
-@contextlib.contextmanager
-def writer(server: Server, dbname: str) -> Iterator[None]:
-    """A transaction that wrote something of its own and sits there. Holds back every database's horizon."""
-    with server.connect(dbname) as conn:
-        conn.execute("create table if not exists held (n int)")
-    with server.connect(dbname, autocommit=False) as conn:
-        conn.execute("insert into held values (1)")
         yield
         conn.rollback()
 
@@ -103,7 +93,7 @@ def dump(server: Server, dbname: str) -> Iterator[None]:
 ALL: dict[str, Scenario] = {
     "clean": clean,
     "snapshot": snapshot,
-    "writer": writer,
+    "writer": writer,  # holds back the horizon of every database
     "analytics": analytics,
     "dump": dump,
     "deep": clean,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,27 @@ ASYNC = {"PGOPTIONS": "-c synchronous_commit=off"}
 
 STAMPED = f"jsonb_build_object('t', extract(epoch from clock_timestamp()), 'p', '{'x' * 160}')"
 """SQL for a payload that says when it was made."""
+
+
+@contextlib.contextmanager
+def upkeep(server: Server, dbname: str, seconds: float, *statements: str) -> Iterator[None]:
+    """For the length of a `with`, statements again and again in a thread, each a transaction, so many seconds apart."""
+    over = threading.Event()
+
+    def work() -> None:
+        with server.connect(dbname, application_name="upkeep") as conn:
+            while not over.wait(seconds):
+                with contextlib.suppress(psycopg.errors.OperationalError):
+                    for statement in statements:
+                        conn.execute(statement.encode())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Peer(ABC):

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import psycopg
 
-from bench.peers import node
-from bench.peers.base import Absent, Load, Peer
+from bench.peers.base import Absent, Load
 from bench.peers.captured import ids_of, inlined
-from support.server import Server, database
+from bench.peers.node import NodePeer
 
-PACKAGE = "graphile-worker"
 MOST = 100
 STAMP = "json_build_object('t', extract(epoch from clock_timestamp()), 'p', repeat('x', 160))"
 
 
-class GraphileWorker(Peer):
+class GraphileWorker(NodePeer):
     """get_job and complete_job, as its worker sends them; n > 1 is its local queue, which fetches n ahead, with
     completions in batches."""
 
     name = "graphile-worker"
 
-    def __init__(self) -> None:
-        self._said: dict[int, dict[str, dict[str, object]]] = {}
-
-    def version(self, server: Server) -> str:
-        return node.version(PACKAGE)
-
-    def install(self, server: Server, dbname: str, variant: str) -> None:
-        node.run(PACKAGE, server, dbname, "install")
-
-    def prepare(self, server: Server, load: Load) -> None:
-        """Watches what it sends to claim and complete n jobs."""
-        name = "graphile_worker_watched"
-        if load.n not in self._said and load.n <= MOST:
-            with database(server, name):
-                node.run(PACKAGE, server, name, "install")
-                self._said[load.n] = node.run(PACKAGE, server, name, "statements", str(load.n))
+    def watched(self, load: Load) -> set[int]:
+        return {load.n} if load.n <= MOST else set()
 
     def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
         conn.execute("set synchronous_commit = off")
@@ -84,9 +68,6 @@ class GraphileWorker(Peer):
 
     def stamped(self, variant: str) -> str:
         return f"select id from graphile_worker.add_job('bench', {STAMP});\n"
-
-    def consumer(self, dsn: str, variant: str, concurrency: int, n: int) -> list[str]:
-        return node.command(PACKAGE, "consume", str(concurrency), str(n))
 
 
 def add_jobs(load: Load, n: int) -> str:

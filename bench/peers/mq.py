@@ -11,7 +11,7 @@ from functools import cache
 
 import psycopg
 
-from bench.peers.base import ASYNC, STAMPED, Absent, Load, Peer
+from bench.peers.base import ASYNC, STAMPED, Absent, Load, Peer, upkeep
 from bench.tally import Tally
 from mqctl.source import Source, load
 from support.server import Server
@@ -136,21 +136,8 @@ class Mq(Peer):
         if load.work != "steady":
             yield
             return
-        over = threading.Event()
-
-        def maintain() -> None:
-            with server.connect(dbname, application_name="maintain") as conn:
-                while not over.wait(5):
-                    with contextlib.suppress(psycopg.errors.OperationalError):
-                        conn.execute("select * from mq.maintain('b')")
-
-        thread = threading.Thread(target=maintain, daemon=True)
-        thread.start()
-        try:
+        with upkeep(server, dbname, 5, "select * from mq.maintain('b')"):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def define(self) -> dict[str, str]:
         return {"r": "0"}

@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.peers.base import Absent
+from bench.peers.base import Absent, Load, Peer
 from support.binaries import cache_dir
-from support.server import Server
+from support.server import Server, database
 
 # The last ones that run on Node 20.
 VERSIONS = {"graphile-worker": "0.17.3", "pg-boss": "10.4.2"}
@@ -48,12 +48,6 @@ def fetched(package: str) -> Path:
     return folder
 
 
-def version(package: str) -> str:
-    folder = fetched(package)
-    found = json.loads((folder / "node_modules" / package / "package.json").read_text())
-    return str(found["version"])
-
-
 def command(package: str, *words: str) -> list[str]:
     """The script of a package with its words: install, statements N, consume CONCURRENCY N."""
     script = HERE / f"{package.replace('-', '_')}.cjs"
@@ -79,3 +73,34 @@ def run(package: str, server: Server, dbname: str, *words: str) -> Any:
 
 def environment(libpq: dict[str, str]) -> dict[str, str]:
     return libpq | {"NODE_ENV": "production", "PATH": os.environ.get("PATH", os.defpath)}
+
+
+class NodePeer(Peer):
+    """A package, `name` on npm; its script tells which statements it sends for n jobs, and consumes."""
+
+    def __init__(self) -> None:
+        #: By n, what it sends to claim and complete so many, and the like: text and values.
+        self._said: dict[int, dict[str, dict[str, object]]] = {}
+
+    def version(self, server: Server) -> str:
+        folder = fetched(self.name)
+        found = json.loads((folder / "node_modules" / self.name / "package.json").read_text())
+        return str(found["version"])
+
+    def install(self, server: Server, dbname: str, variant: str) -> None:
+        run(self.name, server, dbname, "install")
+
+    def prepare(self, server: Server, load: Load) -> None:
+        """Watches what it sends for so many jobs, once."""
+        name = f"{self.name.replace('-', '_')}_watched"
+        for n in self.watched(load) - self._said.keys():
+            with database(server, name):
+                run(self.name, server, name, "install")
+                self._said[n] = run(self.name, server, name, "statements", str(n))
+
+    def watched(self, load: Load) -> set[int]:
+        """The numbers of jobs that `script` needs to know the statements of."""
+        return {load.n}
+
+    def consumer(self, dsn: str, variant: str, concurrency: int, n: int) -> list[str]:
+        return command(self.name, "consume", str(concurrency), str(n))

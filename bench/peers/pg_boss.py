@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import psycopg
 
-from bench.peers import node
-from bench.peers.base import Load, Peer
+from bench.peers.base import Load
 from bench.peers.captured import ids_of, inlined, literal
-from support.server import Server, database
+from bench.peers.node import NodePeer
 
-PACKAGE = "pg-boss"
 STAMP = "jsonb_build_object('t', extract(epoch from clock_timestamp()), 'p', repeat('x', 160))"
 
 
-class PgBoss(Peer):
+class PgBoss(NodePeer):
     """fetch (batchSize n) and complete, which keeps the jobs until its maintenance archives them."""
 
     name = "pg-boss"
 
-    def __init__(self) -> None:
-        self._said: dict[int, dict[str, dict[str, object]]] = {}
-
-    def version(self, server: Server) -> str:
-        return node.version(PACKAGE)
-
-    def install(self, server: Server, dbname: str, variant: str) -> None:
-        node.run(PACKAGE, server, dbname, "install")
-
-    def prepare(self, server: Server, load: Load) -> None:
-        """Watches what it sends for one job, and for n."""
-        name = "pg_boss_watched"
-        for n in {1, load.n} - self._said.keys():
-            with database(server, name):
-                node.run(PACKAGE, server, name, "install")
-                self._said[n] = node.run(PACKAGE, server, name, "statements", str(n))
+    def watched(self, load: Load) -> set[int]:
+        return {1, load.n}  # single jobs are sent as one is, whatever n
 
     def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
         conn.execute("set synchronous_commit = off")
@@ -73,6 +57,3 @@ class PgBoss(Peer):
 
     def stamped(self, variant: str) -> str:
         return f"{self._send(STAMP)};\n"
-
-    def consumer(self, dsn: str, variant: str, concurrency: int, n: int) -> list[str]:
-        return node.command(PACKAGE, "consume", str(concurrency), str(n))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from bench.peers.base import Absent, Load, Peer
+from bench.peers.base import Absent, Load, Peer, upkeep
 from bench.tally import Tally
 from support.server import Server
 
@@ -111,18 +111,9 @@ class PgQ(Peer):
     @contextlib.contextmanager
     def attended(self, server: Server, dbname: str, load: Load) -> Iterator[None]:
         """Its tables are rotated, as its ticker daemon does."""
-        over = threading.Event()
-
-        def rotate() -> None:
-            with server.connect(dbname, application_name="pgq maintenance") as conn:
-                while not over.wait(10):
-                    conn.execute("select pgq.maint_rotate_tables_step1('b')")
-                    conn.execute("select pgq.maint_rotate_tables_step2()")
-
-        thread = threading.Thread(target=rotate, daemon=True)
-        thread.start()
-        try:
+        steps = (
+            "select pgq.maint_rotate_tables_step1('b')",
+            "select pgq.maint_rotate_tables_step2()",
+        )
+        with upkeep(server, dbname, 10, *steps):
             yield
-        finally:
-            over.set()
-            thread.join()
