@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -24,6 +24,7 @@ from .flow import Cancel, Connect, Deliver, DeliveringFlow, Execute, Flow, Sleep
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 AsyncConnection = psycopg.AsyncConnection[Any]
+C = TypeVar("C", Connection, AsyncConnection)
 
 CANCEL_SECONDS = 2.0  # to reach the server with a request to cancel
 # So that a server that says nothing is noticed; seconds, and milliseconds.
@@ -51,16 +52,6 @@ def with_patience(conninfo: str) -> str:
     return make_conninfo(conninfo, **ours)
 
 
-def _hang_up(connection: Connection | AsyncConnection | None) -> None:
-    # Not close(): another thread, or task, is using it, and is told by the end of its socket.
-    if connection is not None:
-        with (
-            contextlib.suppress(OSError, psycopg.Error),
-            socket.socket(fileno=os.dup(connection.fileno())) as end,
-        ):
-            end.shutdown(socket.SHUT_RDWR)
-
-
 def _read_notifications(connection: Connection | AsyncConnection) -> bool:
     """Take in what the server sent unasked; True if a notification was among it."""
     found = False
@@ -71,25 +62,19 @@ def _read_notifications(connection: Connection | AsyncConnection) -> bool:
     return found
 
 
-class Line:
-    """The sync one. Only `wake` may be called from another thread, or from a signal handler."""
+class LineBase(Generic[C]):
+    """What both lines have: a connection, or none, and what is known of it."""
 
-    def __init__(self, connect: Callable[[], Connection], *, pooled: bool = False) -> None:
-        """`connect` makes a connection. `pooled`: its session may be another's after a commit."""
-        self._connect = connect
+    def __init__(self, pooled: bool) -> None:
         self._pooled = pooled
-        self._connection: Connection | None = None
-        self._closed = False
+        self._connection: C | None = None
         #: Since when a statement has been waited for; None: there is none.
         self.busy_since: float | None = None
         self.reached = False  # a server, at least once
         self._notified = False
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> C:
         """The open connection.
 
         Raises:
@@ -98,6 +83,40 @@ class Line:
         if self._connection is None or self._connection.closed:
             raise ConnectionLost("the connection is closed")
         return self._connection
+
+    def hang_up(self) -> None:
+        """Break the connection under a statement that another thread, or task, waits for."""
+        # Not close(): whoever uses it is told by the end of its socket.
+        if (connection := self._connection) is not None:
+            with (
+                contextlib.suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(connection.fileno())) as end,
+            ):
+                end.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self.busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_since = None
+
+    def _on_notify(self, _: psycopg.Notify) -> None:
+        self._notified = True
+
+
+class Line(LineBase[Connection]):
+    """The sync one. Only `wake` may be called from another thread, or from a signal handler."""
+
+    def __init__(self, connect: Callable[[], Connection], *, pooled: bool = False) -> None:
+        """`connect` makes a connection. `pooled`: its session may be another's after a commit."""
+        super().__init__(pooled)
+        self._connect = connect
+        self._closed = False
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
 
     def perform(self, step: Step) -> Any:
         """Do one step of a flow."""
@@ -116,14 +135,6 @@ class Line:
                 with self._busy():
                     self._make_ready(self._connection)
         return None
-
-    @contextlib.contextmanager
-    def _busy(self) -> Iterator[None]:
-        self.busy_since = time.monotonic()
-        try:
-            yield
-        finally:
-            self.busy_since = None
 
     def _make_ready(self, connection: Connection) -> None:
         connection.autocommit = True
@@ -180,19 +191,12 @@ class Line:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=CANCEL_SECONDS)
 
-    def hang_up(self) -> None:
-        """Break the connection under a statement that another thread waits for."""
-        _hang_up(self._connection)
-
     def close(self) -> None:
         """Close everything."""
         self._closed = True
         self.disconnect()
         self._wake_in.close()
         self._wake_out.close()
-
-    def _on_notify(self, _: psycopg.Notify) -> None:
-        self._notified = True
 
     def deliver(self, flow: DeliveringFlow[None]) -> Generator[Any, None, None]:
         """Run a flow to its end and yield what it delivers."""
@@ -218,33 +222,18 @@ class Line:
             raise AssertionError("the flow delivers")
 
 
-class AsyncLine:
+class AsyncLine(LineBase[AsyncConnection]):
     """The async one. Only `wake` may be called from another thread, or from a signal handler."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[AsyncConnection]], *, pooled: bool = False
     ) -> None:
         """As `Line`."""
+        super().__init__(pooled)
         self._connect = connect
-        self._pooled = pooled
-        self._connection: AsyncConnection | None = None
-        self.busy_since: float | None = None
-        self.reached = False  # a server, at least once
-        self._notified = False
         self._loop = asyncio.get_running_loop()
         self._stir = asyncio.Event()
         self._failure: Error | None = None
-
-    @property
-    def connection(self) -> AsyncConnection:
-        """The open connection.
-
-        Raises:
-            ConnectionLost.
-        """
-        if self._connection is None or self._connection.closed:
-            raise ConnectionLost("the connection is closed")
-        return self._connection
 
     async def perform(self, step: Step) -> Any:
         """Do one step of a flow."""
@@ -268,14 +257,6 @@ class AsyncLine:
                 with self._busy():
                     await self._make_ready(self._connection)
         return None
-
-    @contextlib.contextmanager
-    def _busy(self) -> Iterator[None]:
-        self.busy_since = time.monotonic()
-        try:
-            yield
-        finally:
-            self.busy_since = None
 
     async def _make_ready(self, connection: AsyncConnection) -> None:
         await connection.set_autocommit(True)
@@ -328,13 +309,6 @@ class AsyncLine:
         if (connection := self._connection) is not None:
             with contextlib.suppress(psycopg.Error):
                 await connection.cancel_safe(timeout=CANCEL_SECONDS)
-
-    def hang_up(self) -> None:
-        """Break the connection under a statement that another task waits for."""
-        _hang_up(self._connection)
-
-    def _on_notify(self, _: psycopg.Notify) -> None:
-        self._notified = True
 
     def _on_readable(self) -> None:
         try:
