@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,48 +13,24 @@ from support.race import (
     Background,
     Connect,
     ack,
+    drain,
     expire,
     fill,
     lease,
     maintain,
+    number,
     put,
     rotate,
+    sweep,
     take,
     take_rows,
     value,
 )
+from support.race import advisory_locks as locks
 from support.server import Server
-from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture(scope="module")
-def database(server: Server, mq_template: str) -> Iterator[str]:
-    """One for all tests of this file: each drops the queues of the one before."""
-    with server_database(server, "races_review2", mq_template) as dsn:
-        yield dsn
-
-
-@pytest.fixture(autouse=True)
-def queue(database: str) -> str:
-    race.fresh(database, "q")
-    return "q"
-
-
-@pytest.fixture
-def session(connect: Connect) -> Connect:
-    """A session that is in a transaction as soon as it does something, and never hangs."""
-
-    def session_(*, autocommit: bool = False, **params: Any) -> psycopg.Connection:
-        return connect(autocommit=autocommit, options="-c statement_timeout=15s", **params)
-
-    return session_
-
-
-def number(conn: psycopg.Connection, queue: str = "q") -> int:
-    """The number of a queue, which names its tables."""
-    return int(value(conn, "select queue_id from mq.queue where name = %s", queue))
+database, queue, session = race.database, race.queue, race.session
 
 
 def registers(conn: psycopg.Connection) -> int:
@@ -86,14 +61,6 @@ def bury_registers(conn: psycopg.Connection) -> None:
         conn.execute(f"comment on sequence mq.{name} is 'dropped {then}'")
 
 
-def locks(conn: psycopg.Connection, observer: psycopg.Connection) -> int:
-    """How many advisory locks a session has."""
-    return observer.execute(
-        "select from pg_locks where pid = %s and locktype = 'advisory'",
-        (wait.backend_pid(conn),),
-    ).rowcount
-
-
 def said(result: Future[Any]) -> str:
     """What a call ended with: "" or its SQLSTATE."""
     try:
@@ -101,14 +68,6 @@ def said(result: Future[Any]) -> str:
     except psycopg.Error as error:
         return str(error.sqlstate)
     return ""
-
-
-def drain(conn: psycopg.Connection, n: int = 100) -> list[Any]:
-    got = []
-    while rows := take_rows(conn, n):
-        got += [row[5] for row in rows]
-        assert ack(conn, rows[0][1]) == len(rows)
-    return got
 
 
 # -- big messages: 64 MB are taken back at a time ----------------------------------------------------
@@ -147,7 +106,7 @@ def test_a_lease_of_big_messages_is_swept_in_parts(conn: psycopg.Connection) -> 
     receipt = lease_big(conn)
     expire(conn)
     swept = []
-    while taken := value(conn, "select mq.sweep_stale('q')"):
+    while taken := sweep(conn):
         swept.append(taken)
         # Lost as a whole, though a part of it was not taken back yet.
         assert ack(conn, receipt) == 0
@@ -170,7 +129,7 @@ def test_a_lost_ack_takes_no_message(conn: psycopg.Connection) -> None:
     fill(conn, 20)
     receipt = lease(conn)
     expire(conn)
-    assert value(conn, "select mq.sweep_stale('q')") == 1
+    assert sweep(conn) == 1
     for _ in range(5):
         with pytest.raises(psycopg.DatabaseError, match="lost"):
             take(conn, ack=receipt)
@@ -245,7 +204,7 @@ def test_an_empty_poll_keeps_no_sweep(conn: psycopg.Connection, session: Connect
         assert take(conn) == [how]
         expire(conn)
         if how == "sweep_stale":
-            assert value(conn, "select mq.sweep_stale('q')") == 1
+            assert sweep(conn) == 1
         elif how == "maintain":
             assert "swept" in maintain(conn)
         rows = take_rows(conn)
@@ -266,7 +225,7 @@ def test_a_sweep_that_can_deliver_nothing_is_undone(
     assert take(opener) == ["b"]  # keeps the lane
     assert take(polling) == []
     assert locks(polling, conn) == 0
-    assert value(conn, "select mq.sweep_stale('q')") == 1
+    assert sweep(conn) == 1
     opener.rollback()
     assert sorted(drain(conn)) == ["a", "b"]
 
