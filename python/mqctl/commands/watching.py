@@ -111,16 +111,19 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
       mqctl stats mail --json
       mqctl stats --watch --every 1s
     """
+
+    def print_(rows: list[Row]) -> None:
+        show(
+            rows,
+            as_json=as_json,
+            empty="There are no queues.",
+            columns=_FIGURES,
+            optional=_LESS,
+        )
+
     with session.connect() as conn:
         if not watch:
-            rows = per_queue(conn, "queue_stats", queue)
-            show(
-                rows,
-                as_json=as_json,
-                empty="There are no queues.",
-                columns=_FIGURES,
-                optional=_LESS,
-            )
+            print_(per_queue(conn, "queue_stats", queue))
             return
         out = console()
         live = (
@@ -136,13 +139,7 @@ def stats(session: Session, queue: str | None, watch: bool, every: float, as_jso
                         table(rows, _FIGURES, optional=_LESS, width=out.width), refresh=True
                     )
                 else:
-                    show(
-                        rows,
-                        as_json=as_json,
-                        empty="There are no queues.",
-                        columns=_FIGURES,
-                        optional=_LESS,
-                    )
+                    print_(rows)
                 stopped.wait(every)
 
 
