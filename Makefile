@@ -12,7 +12,7 @@ PIP  := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-sql test-py test-matrix test-perf test-faults test-mutants \
-        test-docker model lint format bench bench-full bench-prototype clean
+        test-docker model lint format bench bench-full bench-targets bench-prototype clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: $(VENV)/.bench-installed ## mq beside its peers, the cells that matter: t
 
 bench-full: $(VENV)/.bench-installed ## every cell, for hours; run again, it goes on (OUT=full.jsonl, ARGS=...)
 	@$(PY) -m bench --full --pairs 5 --out bench/results/$(OUT) $(ARGS)
+
+bench-targets: $(VENV)/.bench-installed ## what must hold, target by target; hours; run again, it goes on (ARGS="--only 'wal *'")
+	@$(PY) -m bench targets $(ARGS)
 
 bench-prototype: $(VENV)/.installed ## the comparison with the prototype (ARGS=...)
 	@$(PY) bench/prototype.py $(ARGS)

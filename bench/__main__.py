@@ -5,6 +5,8 @@ python -m bench --full                everything; hours, may be interrupted and 
 python -m bench --list                names of the cells
 python -m bench --cell 'drain n=10*' --pairs 3 --seconds 5
 python -m bench --cell 'drain n=1 *' --contestants 'mq:next plain:next'
+python -m bench targets               what must hold, target by target, medians of five rounds; hours, goes on
+python -m bench targets --only 'plain-tx n=1 *'
 python -m bench --tables FILE         tables and plots of what was measured
 """
 
@@ -27,7 +29,7 @@ sys.path[:0] = [str(REPO / "python"), str(REPO / "tests")]
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
-from bench import matrix, tables  # noqa: E402
+from bench import matrix, tables, targets  # noqa: E402
 from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
 from bench.cells import Cell, Race  # noqa: E402
 from bench.peers import Absent, Failed  # noqa: E402
@@ -46,11 +48,12 @@ def run(
         for cell in wanted:
             if number >= cell.most_pairs and options.cell is None:
                 continue
-            names = options.contestants.split() if options.contestants else list(cell.contestants)
-            if store.has(cell.name, number, names):
+            names = options.contestants.split() if options.contestants else cell.contestants
+            asked = [Contestant.parse(name) for name in names]
+            if store.has(cell.name, number, [str(contestant) for contestant in asked]):
                 continue
             contestants = []
-            for contestant in map(Contestant.parse, names):
+            for contestant in asked:
                 name = str(contestant)
                 known = store.results.get(cell.name)
                 if known and name in known.absent:
@@ -144,18 +147,24 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "mode", nargs="?", choices=("targets",), help="measures and judges what must hold"
+    )
     parser.add_argument("--full", action="store_true", help="all cells")
     parser.add_argument(
         "--list", action="store_true", help="names of the cells and their contestants"
     )
     parser.add_argument(
         "--cell",
+        "--only",
         help="only cells whose name matches; with * and ?, several with commas between them",
     )
     parser.add_argument(
         "--contestants", help="others than a cell's own: 'mq:next plain:tx@snapshot'"
     )
-    parser.add_argument("--pairs", type=int, default=3, help="rounds; medians of them count")
+    parser.add_argument(
+        "--pairs", type=int, help="rounds; medians of them count; default 3, of targets 5"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -168,8 +177,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        default=REPO / f"bench/results/bench-{stamp}.jsonl",
-        help="goes on where that file ends",
+        help="goes on where that file ends; default: a new one, of targets that of the commit",
     )
     parser.add_argument(
         "--tables",
@@ -177,30 +185,39 @@ def arguments() -> argparse.Namespace:
         metavar="FILE",
         help="measures nothing: tables and plots of that file",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    judges = options.mode == "targets"
+    options.pairs = options.pairs or (5 if judges else 3)
+    name = f"targets-{revision()}" if judges else f"bench-{stamp}"
+    options.out = options.out or REPO / f"bench/results/{name}.jsonl"
+    return options
+
+
+def chosen(options: argparse.Namespace) -> list[Cell]:
+    """The cells that the options name, with times of one's own."""
+    if options.mode == "targets":
+        cells = list({target.cell.name: target.cell for target in targets.targets()}.values())
+    else:
+        cells = matrix.full() if options.full or options.cell or options.list else matrix.quick()
+    patterns = options.cell.split(",") if options.cell else ["*"]
+    return [
+        _changed(cell, options)
+        for cell in cells
+        if any(fnmatch.fnmatchcase(cell.name, pattern.strip()) for pattern in patterns)
+    ]
 
 
 def _changed(cell: Cell, options: argparse.Namespace) -> Cell:
-    """The cell with times of one's own."""
-    if not isinstance(cell, Race):
-        return cell
-    return replace(
-        cell,
-        aging=options.aging if cell.aging and options.aging is not None else cell.aging,
-        seconds=options.seconds or cell.seconds,
-    )
+    cell = replace(cell, seconds=options.seconds or cell.seconds)
+    if isinstance(cell, Race) and cell.aging and options.aging is not None:
+        return replace(cell, aging=options.aging)
+    return cell
 
 
 def main() -> int:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    wanted = matrix.full() if options.full or options.cell or options.list else matrix.quick()
-    if options.cell:
-        patterns = options.cell.split(",")
-        wanted = [
-            c for c in wanted if any(fnmatch.fnmatchcase(c.name, p.strip()) for p in patterns)
-        ]
-    wanted = [_changed(cell, options) for cell in wanted]
+    wanted = chosen(options)
     if options.list:
         for cell in wanted:
             console.print(f"{cell.name:40} {' '.join(cell.contestants)}", highlight=False)
@@ -221,7 +238,11 @@ def main() -> int:
                 store.add(about)
                 for what, value in about.items():
                     console.print(f"{what}: {value}", highlight=False)
-                run(place, wanted, options, store, console)
+                if options.mode == "targets":
+                    for cell in wanted:  # one by one: each is finished before the next begins
+                        run(place, [cell], options, store, console)
+                else:
+                    run(place, wanted, options, store, console)
         except (Absent, Unavailable) as reason:
             console.print(f"nothing can be measured here: {reason}")
             return 2
@@ -229,7 +250,13 @@ def main() -> int:
             console.print(f"interrupted; --out {store.path} goes on")
     for view in tables.tables(store.results):
         console.print(view)
-    store.path.with_suffix(".md").write_text(tables.markdown(store.results))
+    said = tables.markdown(store.results)
+    names = {cell.name for cell in wanted}
+    asked = [t for t in targets.targets() if options.mode == "targets" and t.cell.name in names]
+    if asked:
+        console.print(targets.table(asked, store.results))
+        said = f"{targets.markdown(asked, store.results)}\n{said}"
+    store.path.with_suffix(".md").write_text(said)
     try:
         from bench import plots
     except ImportError:
@@ -240,7 +267,7 @@ def main() -> int:
     console.print(
         f"written: {', '.join(str(p) for p in (store.path, store.path.with_suffix('.md'), *made))}"
     )
-    return 0
+    return int(any(t.met(store.results) is False for t in asked))
 
 
 if __name__ == "__main__":

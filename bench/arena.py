@@ -1,9 +1,9 @@
 """A durable server, and contestants that take turns on it.
 
-A contestant is a peer, a variant of its cycle and a scenario, written `mq`, `plain:next` or `mq:next@snapshot`. Each gets
-a fresh database and a pgbench of its own. All but one are stopped (SIGSTOP) all the time, the turn passes on four
-times a second, so what else the machine and its disk do falls on all alike. What counts is what ended in a
-contestant's own turns after the warm-up.
+A contestant is a peer, a variant of its cycle and a scenario, written `mq`, `plain:next` or `mq:next@snapshot`, or
+`mq:next/64` for another number of consumers than the cell's. Each gets a fresh database and a pgbench of its own. All but
+one are stopped (SIGSTOP) all the time, the turn passes on four times a second, so what else the machine and its disk do
+falls on all alike. What counts is what ended in a contestant's own turns after the warm-up.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ class Contestant:
     peer: Peer
     variant: str
     scenario: str = "clean"
+    consumers: int | None = None  # None: as many as the cell says
 
     @classmethod
     def parse(cls, text: str) -> Contestant:
-        """`peer`, `peer:variant`, either with `@scenario`. Raises: ValueError."""
-        rest, _, scenario = text.partition("@")
+        """`peer`, `peer:variant`, either with `@scenario`, all with `/consumers`. Raises: ValueError."""
+        rest, _, consumers = text.partition("/")
+        rest, _, scenario = rest.partition("@")
         name, _, variant = rest.partition(":")
         if name not in peers.ALL:
             raise ValueError(f"no peer is called {name} ({', '.join(peers.ALL)})")
@@ -68,11 +70,17 @@ class Contestant:
         peer = peers.ALL[name]
         if variant and variant not in peer.variants:
             raise ValueError(f"{name} has no variant {variant} ({', '.join(peer.variants)})")
-        return cls(peer, variant or peer.variants[0], scenario or "clean")
+        number = int(consumers) if consumers else None
+        return cls(peer, variant or peer.variants[0], scenario or "clean", number)
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "clean" else f"@{self.scenario}"
-        return f"{self.peer.name}{':' if self.variant else ''}{self.variant}{scenario}"
+        consumers = "" if self.consumers is None else f"/{self.consumers}"
+        return f"{self.peer.name}{':' if self.variant else ''}{self.variant}{scenario}{consumers}"
+
+    def clients(self, load: Load, wanted: int) -> int:
+        """How many it has where the cell wants so many."""
+        return self.peer.clients(load, self.consumers or wanted)
 
 
 class Arena:
@@ -210,7 +218,7 @@ class Arena:
             "calls": done.calls,
             "all_calls": done.all_calls,
             "failed": done.failed,
-            "clients": contestant.peer.clients(load, clients),
+            "clients": contestant.clients(load, clients),
             "p50_ms": done.percentile(50),
             "p95_ms": done.percentile(95),
             "p99_ms": done.percentile(99),
@@ -294,7 +302,7 @@ class Arena:
         folder: Path,
     ) -> subprocess.Popen[str]:
         script = self.script(contestant, load, folder / f"{name}.sql")
-        clients = contestant.peer.clients(load, clients)
+        clients = contestant.clients(load, clients)
         more = ["--time", str(seconds), "--log", "--log-prefix", str(folder / name)]
         return self.run_pgbench(contestant, name, script, clients, more)
 

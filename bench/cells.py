@@ -22,6 +22,8 @@ class Cell(ABC):
     settings: dict[str, str] = field(default_factory=dict, hash=False)
     #: Rounds that are enough for it, where it takes long.
     most_pairs: int = 5
+    #: Of each contestant, where it needs others than the arena's.
+    seconds: float | None = None
 
     def check(self, arena: Arena, contestant: Contestant) -> None:
         """Whether it can take part. Raises: Absent."""
@@ -51,7 +53,6 @@ class Race(Cell):
     backlog: int | None = None  # None: what the time needs
     aging: float = 0
     aging_rate: int = 2000
-    seconds: float | None = None
     series: bool = False
     in_place: bool = False
 

@@ -28,21 +28,27 @@ class CellResults:
 
     def middle(self, contestant: str, what: str) -> float | None:
         """The median over the rounds of one of a contestant's figures."""
-        found = [
+        found = self.figures(contestant, what)
+        return statistics.median(found) if found else None
+
+    def figures(self, contestant: str, what: str) -> list[float]:
+        """One of a contestant's figures, round by round."""
+        return [
             f[contestant][what]
             for f in self.rounds.values()
             if f.get(contestant, {}).get(what) is not None
         ]
-        return statistics.median(found) if found else None
 
-    def ratios(self, contestant: str, what: str | None = None) -> list[float]:
-        """The first contestant's figure by this one's, round by round."""
+    def ratios(
+        self, contestant: str, what: str | None = None, first: str | None = None
+    ) -> list[float]:
+        """The first contestant's figure (or that of `first`) by this one's, round by round."""
         what = what or self.key
-        first = self.contestants()[0]
+        first = first or self.contestants()[0]
         return [
             f[first][what] / f[contestant][what]
             for f in self.rounds.values()
-            if f.get(first, {}).get(what) and f.get(contestant, {}).get(what)
+            if f.get(first, {}).get(what) is not None and f.get(contestant, {}).get(what)
         ]
 
     def ratio(self, contestant: str) -> float | None:

@@ -118,12 +118,11 @@ class Latency(Cell):
         ):
             script = Path(folder) / "script.sql"
             script.write_text(contestant.peer.stamped(contestant.variant))
-            seconds = str(round(arena.seconds + 1))
+            seconds = self.seconds or arena.seconds
             clients = 2 if self.rate <= 100 else 4 if self.rate <= 1000 else 8
-            producer = arena.run_pgbench(
-                contestant, name, script, clients, ["--time", seconds, "--rate", str(self.rate)]
-            )
-            _, stderr = producer.communicate(timeout=arena.seconds + 120)
+            more = ["--time", str(round(seconds + 1)), "--rate", str(self.rate)]
+            producer = arena.run_pgbench(contestant, name, script, clients, more)
+            _, stderr = producer.communicate(timeout=seconds + 120)
             if producer.returncode != 0:
                 raise Failed(str(contestant), stderr)
         return report

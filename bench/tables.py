@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from bench.results import CellResults, Results
@@ -87,14 +89,19 @@ def tables(results: Results) -> list[Table]:
 
 def markdown(results: Results) -> str:
     """For docs."""
-    text = []
+    found = []
     for title, body in _kinds(results).items():
         used = _used(body)
-        lines = [[TITLES[i] for i in used], ["---" if i < 2 else "--:" for i in used]]
-        lines += [[row[i] for i in used] for row in body]
-        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        text.append(f"**{title}**\n\n{table}")
-    return "\n".join(text)
+        titles = [TITLES[i] for i in used]
+        found.append(text(title, titles, [[row[i] for i in used] for row in body]))
+    return "\n".join(found)
+
+
+def text(title: str, titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; all but its first two columns are numbers."""
+    ruler = ["---" if i < 2 else "--:" for i in range(len(titles))]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in (titles, ruler, *body))
+    return f"**{title}**\n\n{table}"
 
 
 def _kinds(results: Results) -> dict[str, list[list[str]]]:
