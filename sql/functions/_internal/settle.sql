@@ -26,6 +26,44 @@ exception
         null;
 end $$;
 
+-- Settles what is left of a lease that outlived its segment, or the given messages of it, and returns them; null: there are
+-- none. As in _settle_<slot>, what is acknowledged comes without payloads, and of what is taken back at most about 64 MB
+-- come, for it becomes one array, and the rest by another call.
+create or replace function mq._settle_survivors(queue_id int, token uuid, outcome text, msg_ids bigint[]) returns mq._taken[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ids   bigint[];
+    v_taken mq._taken[];
+begin
+    if _settle_survivors.outcome = 'acked' then
+        with gone as (
+            delete from mq.survivor as s
+            where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token
+              and (_settle_survivors.msg_ids is null or s.msg_id = any (_settle_survivors.msg_ids))
+            returning s.msg_id)
+        select array_agg((g.msg_id, null, null, null, null, null, 'acked', null)::mq._taken) into v_taken from gone as g;
+        if v_taken is not null then
+            insert into mq.tally (queue_id, delivered, settled) values (_settle_survivors.queue_id, 0, cardinality(v_taken));
+        end if;
+        return v_taken;
+    end if;
+    -- Locked first: what somebody else is settling is gone then, and takes no room.
+    select array_agg(y.msg_id) filter (where y.bytes_before < 67108864) into v_ids
+    from (select x.msg_id, coalesce(sum(x.bytes) over (order by x.msg_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
+          from (select s.msg_id, pg_column_size(s.payload) + coalesce(pg_column_size(s.headers), 0) as bytes
+                from mq.survivor as s
+                where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token
+                  and (_settle_survivors.msg_ids is null or s.msg_id = any (_settle_survivors.msg_ids))
+                order by s.queue_id, s.token, s.msg_id for update) as x) as y;
+    with gone as (
+        delete from mq.survivor as s
+        where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token and s.msg_id = any (v_ids)
+        returning s.*)
+    select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle_survivors.outcome, null)::mq._taken)
+      into v_taken from gone as g;
+    return v_taken;
+end $$;
+
 -- Settles a lease, or some messages of it, and returns them; an empty array: the lease is lost or was settled before.
 create or replace function mq._settle(queue text, queue_id int, receipt text, outcome text, msg_ids bigint[]) returns mq._taken[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -39,16 +77,7 @@ begin
             into v_taken using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, _settle.outcome, _settle.msg_ids;
     end if;
     if v_taken is null then
-        with gone as (
-            delete from mq.survivor as s
-            where s.queue_id = _settle.queue_id and s.token = r.token
-              and (_settle.msg_ids is null or s.msg_id = any (_settle.msg_ids))
-            returning s.*)
-        select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle.outcome, null)::mq._taken)
-          into v_taken from gone as g;
-        if _settle.outcome = 'acked' and v_taken is not null then
-            insert into mq.tally (queue_id, delivered, settled) values (_settle.queue_id, 0, cardinality(v_taken));
-        end if;
+        v_taken := mq._settle_survivors(_settle.queue_id, r.token, _settle.outcome, _settle.msg_ids);
     end if;
     if v_taken is null then
         perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);

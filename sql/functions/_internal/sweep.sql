@@ -17,7 +17,7 @@ end $$;
 create or replace function mq._is_enough(taken mq._taken[]) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return coalesce((select sum(pg_column_size(x.payload)) from unnest(taken) as x) >= 67108864, false);
+    return coalesce((select sum(pg_column_size(x.payload) + coalesce(pg_column_size(x.headers), 0)) from unnest(taken) as x) >= 67108864, false);
 end $$;
 
 -- One sweeper at a time. Its lock is the session's, and given back at once: a consumer may sit in its transaction.
@@ -42,14 +42,38 @@ begin
     end;
 end $$;
 
+-- Takes back a lease that outlived its segment and ran out, as much of it as fits; null: it was extended, or somebody is
+-- settling a part of it. What is left is lost to its consumer, too: it goes on under a token that nobody has.
+create or replace function mq._sweep_survivors(queue_id int, token uuid) returns mq._taken[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_until timestamptz;
+    v_taken mq._taken[];
+begin
+    select max(x.leased_until) into v_until
+    from (select s.leased_until from mq.survivor as s
+          where s.queue_id = _sweep_survivors.queue_id and s.token = _sweep_survivors.token for update nowait) as x;
+    if v_until < clock_timestamp() then
+        v_taken := mq._settle_survivors(_sweep_survivors.queue_id, _sweep_survivors.token, 'expired', null);
+        update mq.survivor as s set token = gen_random_uuid()
+        where s.queue_id = _sweep_survivors.queue_id and s.token = _sweep_survivors.token;
+    end if;
+    return v_taken;
+exception
+    when lock_not_available then
+        return null;
+end $$;
+
 -- Takes back what ran out, in all segments of a queue, at most about "most" messages; returns those to deliver again.
 -- Never called with a lane locked.
 create or replace function mq._sweep_slots(queue_id int, max_attempts int, most int, out again mq._taken[], out taken int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_slot  int;
-    v_taken mq._taken[];
-    v_all   mq._taken[] := '{}'::mq._taken[];
+    v_slot   int;
+    v_token  uuid;
+    v_taken  mq._taken[];
+    v_all    mq._taken[] := '{}'::mq._taken[];
+    v_leases int := 0;
 begin
     for v_slot in select x from mq._live_slots(_sweep_slots.queue_id) as x loop
         begin
@@ -62,15 +86,16 @@ begin
         v_all := v_all || v_taken;
         exit when cardinality(v_all) >= _sweep_slots.most or mq._is_enough(v_all);
     end loop;
-    with gone as (
-        delete from mq.survivor as s using (
-            select x.queue_id, x.token, x.msg_id from mq.survivor as x
-            where x.queue_id = _sweep_slots.queue_id and x.leased_until < clock_timestamp()
-            order by x.queue_id, x.token, x.msg_id limit 64 for update skip locked) as o
-        where s.queue_id = o.queue_id and s.token = o.token and s.msg_id = o.msg_id
-        returning s.*)
-    select v_all || array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, 'expired', null)::mq._taken)
-      into v_all from gone as g;
+    -- Leases that outlived their segment: one at least, whatever the segments gave, if there is room for it.
+    for v_token in
+        select x.token from mq.survivor as x where x.queue_id = _sweep_slots.queue_id and x.leased_until < clock_timestamp()
+        group by x.queue_id, x.token order by x.queue_id, x.token
+    loop
+        exit when v_leases >= 64 or v_leases > 0 and cardinality(v_all) >= _sweep_slots.most or mq._is_enough(v_all);
+        v_taken := mq._sweep_survivors(_sweep_slots.queue_id, v_token);
+        v_all := v_all || v_taken;
+        v_leases := v_leases + (v_taken is not null)::int;
+    end loop;
     taken := cardinality(v_all);
     again := case when taken = 0 then v_all else mq._take_back(_sweep_slots.queue_id, _sweep_slots.max_attempts, v_all, null) end;
 end $$;
