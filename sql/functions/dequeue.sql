@@ -17,6 +17,7 @@ declare
     v_key      bigint;
     v_is_common boolean;
     v_one      mq.delivery;
+    v_claim    mq._claim;
     q          record;
     v_register bigint;
     v_open     int;
@@ -31,12 +32,12 @@ declare
     v_taken    int;
     a_ack      text[];
 begin
-    -- The common case, in few expressions: each is made ready anew in every transaction. One message, in a transaction
-    -- of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
+    -- The common case, in few expressions: each is made ready anew in every transaction. What one slice holds, in a
+    -- transaction of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
     select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.is_common
       into v_key, v_vt, v_is_common
     from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout,
-                 dequeue.n = 1 and not y.paused and (y.content >> 16) & 65535 = y.content & 65535
+                 dequeue.n between 1 and 10000 and not y.paused and (y.content >> 16) & 65535 = y.content & 65535
                  and y.home_relation = 'mq.queue'::regclass::oid
                  and current_setting('transaction_isolation') in ('read committed', 'read uncommitted') and pg_current_xact_id_if_assigned() is null
                  and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
@@ -47,13 +48,22 @@ begin
                               and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_common
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
-    if v_is_common then
+    if v_is_common and dequeue.n > 1 then
+        v_claim := mq._claim_0(v_key, dequeue.n, dequeue.ack, v_vt);
+        if v_claim.n > 0 then
+            return query select * from mq._read_0(v_key, v_claim);
+            return;
+        end if;
+        if v_claim.n is null then           -- 0: not even the receipt was looked at
+            dequeue.ack := null;
+        end if;
+    elsif v_is_common then
         v_one := mq._take_one_0(v_key, dequeue.ack, v_vt);
         if v_one.msg_id is not null then
             return next v_one;
             return;
         end if;
-        if v_one.attempt is null then       -- 0: not even the receipt was looked at
+        if v_one.attempt is null then       -- 0, as above
             dequeue.ack := null;
         end if;
     end if;

@@ -1,5 +1,5 @@
 create or replace function mq.listen(queue text) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
     q       mq.queue := mq._queue(listen.queue);
 begin

@@ -36,6 +36,13 @@ begin
             -- Somebody may have dropped it, or rotated, before we had the lock.
             continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
             if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
+                -- A slot made in the same transaction would be gone, were that rolled back, but not what the register says.
+                if mq._empty_slot(q.queue_id) is null then
+                    v_slot := mq._make_slot(q.queue_id);
+                    return next (q.name, case when v_slot is null then 'busy' else 'prepared' end,
+                                 'this is a copy of another database, to be repaired by the next call')::mq.upkeep;
+                    continue;
+                end if;
                 perform mq._repair(q.queue_id);
                 return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
                 continue;

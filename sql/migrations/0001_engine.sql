@@ -154,3 +154,13 @@ comment on type mq.peeked_message is 'A message as peek shows it.';
 comment on type mq.message_state is 'What message_status tells of a message.';
 comment on type mq.queue_statistics is 'The figures of a queue, of queue_stats.';
 comment on type mq._taken is 'A message on its way from one place to the next.';
+
+create type mq._claim as (
+    n            int,
+    lane         int,
+    xid          xid8,
+    msg_id       bigint,
+    receipt      text,
+    leased_until timestamptz
+);
+comment on type mq._claim is 'Messages that were leased and are to be read: so many of the log, from (lane, xid, msg_id) on.';

@@ -80,7 +80,7 @@ def all_consumed(conn: Connection) -> None:
 def all_leased(conn: Connection) -> None:
     measure.fill(conn, 200)
     for _ in range(20):
-        conn.execute("select from mq.dequeue('q', 10)")
+        conn.execute("select from mq.dequeue('q', 10, '1 hour')")
 
 
 def all_deferred(conn: Connection) -> None:

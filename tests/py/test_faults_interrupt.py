@@ -67,7 +67,7 @@ def test_an_interrupted_call_did_nothing_and_leaves_no_lock(
     everywhere: bool,
 ) -> None:
     interrupt, setting, expected = INTERRUPTS[how]
-    shorten_lock_timeouts(conn)
+    set_lock_timeouts(conn, "15ms")
     holder, caller, observer = connect(), connect(), connect()
     caller.execute(setting)
     met = set()
@@ -90,13 +90,13 @@ def test_an_interrupted_call_did_nothing_and_leaves_no_lock(
     conserve.check(database, known=range(1, 36), least=35)
 
 
-def shorten_lock_timeouts(conn: psycopg.Connection) -> None:
-    """Bounds of their own that are longer than this test."""
+def set_lock_timeouts(conn: psycopg.Connection, to: str) -> None:
+    """Other bounds than those of the functions themselves: so that a test need not wait, or has the time to look."""
     for (routine,) in conn.execute(
         "select oid::regprocedure::text from pg_proc where pronamespace = 'mq'::regnamespace"
         " and array_to_string(proconfig, ' ') ~ 'lock_timeout'"
     ).fetchall():
-        conn.execute(f"alter routine {routine} set lock_timeout = '15ms'")
+        conn.execute(f"alter routine {routine} set lock_timeout = '{to}'")
 
 
 def totals(observer: psycopg.Connection) -> object:
@@ -190,6 +190,7 @@ def test_backends_killed_inside_every_function_lose_nothing(
     with psycopg.connect(own_database, autocommit=True) as first:
         state = points.state(first)
         locks = points.relations(first, everywhere=everywhere)
+        set_lock_timeouts(first, "60s")  # they are still inside when they are killed
     for _, lock in locks:
         with (
             contextlib.closing(psycopg.connect(own_database, autocommit=True)) as holder,

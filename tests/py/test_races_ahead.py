@@ -15,6 +15,7 @@ database, queue, session = race.database, race.queue, race.session
 
 BLOCK = 256  # slices of a block for n = 1
 EARLY = BLOCK // 8  # whoever draws this ticket opens the next block
+SIZES = [(1, BLOCK), (10, 128)]  # n, slices of a block
 
 
 def blocks(conn: psycopg.Connection) -> list[tuple[int, int, int]]:
@@ -35,6 +36,10 @@ def begin_block(conn: psycopg.Connection, n: int = 1) -> list[Any]:
     return got
 
 
+def take_times(conn: psycopg.Connection, times: int, n: int) -> list[Any]:
+    return [payload for _ in range(times) for payload in take(conn, n)]
+
+
 def drain(conn: psycopg.Connection, n: int) -> list[Any]:
     got = []
     while rows := take_rows(conn, n):
@@ -43,37 +48,47 @@ def drain(conn: psycopg.Connection, n: int) -> list[Any]:
     return got
 
 
-def test_the_next_block_is_opened_early_and_all_comes_in_order(conn: psycopg.Connection) -> None:
-    fill(conn, 3 * BLOCK)
-    got = begin_block(conn)
-    assert len(got) == EARLY + 1
-    assert got + drain(conn, 1) == list(range(1, 3 * BLOCK + 1))
+@pytest.mark.parametrize(("n", "slices"), SIZES)
+def test_the_next_block_is_opened_early_and_all_comes_in_order(
+    conn: psycopg.Connection, n: int, slices: int
+) -> None:
+    fill(conn, 3 * n * slices)
+    got = begin_block(conn, n)
+    assert len(got) == n * (slices // 8 + 1)
+    assert got + drain(conn, n) == list(range(1, 3 * n * slices + 1))
     assert deferred(conn) == 0
 
 
-def test_nobody_waits_for_who_opens_early(conn: psycopg.Connection, session: Connect) -> None:
-    fill(conn, 3 * BLOCK)
-    got = [take(conn)[0] for _ in range(EARLY)]
+@pytest.mark.parametrize(("n", "slices"), SIZES)
+def test_nobody_waits_for_who_opens_early(
+    conn: psycopg.Connection, session: Connect, n: int, slices: int
+) -> None:
+    early = slices // 8
+    fill(conn, 3 * n * slices)
+    got = take_times(conn, early, n)
     opener = session()
-    got += take(opener)  # opens the next block, and does not commit
+    got += take(opener, n)  # opens the next block, and does not commit
     assert len(blocks(conn)) == 1
     others = session(autocommit=True)
-    others.execute("set statement_timeout = '1s'")
-    got += [take(others)[0] for _ in range(BLOCK - EARLY - 1)]
-    assert got == list(range(1, BLOCK + 1))
+    got += take_times(others, slices - early - 1, n)
+    assert got == list(range(1, n * slices + 1))
     opener.commit()
-    assert drain(others, 1) == list(range(BLOCK + 1, 3 * BLOCK + 1))
+    assert drain(others, n) == list(range(n * slices + 1, 3 * n * slices + 1))
 
 
-def test_who_opened_early_rolls_back(conn: psycopg.Connection, session: Connect) -> None:
-    fill(conn, 3 * BLOCK)
-    got = [take(conn)[0] for _ in range(EARLY)]
+@pytest.mark.parametrize(("n", "slices"), SIZES)
+def test_who_opened_early_rolls_back(
+    conn: psycopg.Connection, session: Connect, n: int, slices: int
+) -> None:
+    early = slices // 8
+    fill(conn, 3 * n * slices)
+    got = take_times(conn, early, n)
     opener = session()
-    assert take(opener) == [EARLY + 1]
-    got += [take(conn)[0] for _ in range(10)]
+    assert take(opener, n)[0] == n * early + 1
+    got += take_times(conn, 10, n)
     opener.rollback()
-    got += drain(conn, 1)  # an empty poll finds what was rolled back
-    assert sorted(got) == list(range(1, 3 * BLOCK + 1))
+    got += drain(conn, n)  # an empty poll finds what was rolled back
+    assert sorted(got) == list(range(1, 3 * n * slices + 1))
 
 
 def test_a_long_transaction_opens_nothing_early(conn: psycopg.Connection, session: Connect) -> None:

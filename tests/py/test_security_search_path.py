@@ -214,7 +214,7 @@ def test_a_wait_ends_after_20_seconds_in_any_calendar(
 ) -> None:
     """'12 months -360 days' is 0 when compared, and 5 days when added to a time."""
     race.fresh(conn.info.dsn, "q")
-    session = connect(user=MALLORY, options="-c statement_timeout=500ms")
+    session = connect(user=MALLORY, options="-c statement_timeout=15s")
     with pytest.raises(psycopg.errors.InvalidParameterValue):
         session.execute("select mq.dequeue('q', wait => '12 months -360 days')")
 

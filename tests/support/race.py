@@ -47,11 +47,11 @@ def session(connect: Connect) -> Connect:
 
 
 def fresh(dsn: str, *queues: str) -> None:
-    """Drops every queue that an earlier test left, and makes these."""
+    """Drops every queue that an earlier test left, and makes these; no lease runs out by itself, however slow the machine."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("select mq.drop_queue(q.name) from mq.queues() as q")
         for queue in queues:
-            conn.execute("select mq.create_queue(%s)", (queue,))
+            conn.execute("select mq.create_queue(%s, visibility_timeout => '1 hour')", (queue,))
 
 
 def value(conn: psycopg.Connection, query: str, *parameters: Any) -> Any:

@@ -200,7 +200,7 @@ begin
     execute replace(replace($x$
     -- Of arrivals without timers it looks at 10000, and now and then at as many as a promotion sorts, so that what is due
     -- behind many is found, too.
-    create or replace function mq._is_due_{q}(p_most int default case when random() < 0.25 then 200000 else 10000 end)
+    create or replace function mq._is_due_{q}(p_most int default case when random() < 0.05 then 200000 else 10000 end)
     returns boolean language plpgsql as $$
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
@@ -210,18 +210,19 @@ begin
                and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1(p_most) else mq._is_due_{q}_0(p_most) end;
     end $$;
 
-    create or replace function mq._promote_{q}(p_max int) returns setof mq._taken language plpgsql as $$
+    -- Up to p_max of what is due, after the first 256 arrivals got their timers; if there is none, after more of them, in up
+    -- to p_passes, for who has nothing else to do.
+    create or replace function mq._promote_{q}(p_max int, p_passes int) returns setof mq._taken language plpgsql as $$
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
         v_count    int := 0;
         v_rows     int;
-        v_arrivals int := case when p_max = 0 then 10000 else 256 end;
+        v_arrivals int := 256;
     begin
         if not pg_try_advisory_xact_lock({class}, mq._lock_key({q}, -2)) then
             return;             -- somebody else promotes: what is due goes into their block
         end if;
-        -- A few arrivals get their timers on the way; more of them when what is due is behind those.
-        for v_pass in 1 .. 20 loop
+        for v_pass in 1 .. p_passes loop
             if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
                 return query select * from mq._promote_{q}_1(p_max, clock_timestamp(), v_arrivals);
                 get diagnostics v_count = row_count;
@@ -231,7 +232,7 @@ begin
                 get diagnostics v_rows = row_count;
                 v_count := v_count + v_rows;
             end if;
-            exit when v_count > 0 or p_max = 0
+            exit when v_count > 0
                 or not exists (select from mq.promotion_{q}_0 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_0 as x))
                    and not exists (select from mq.promotion_{q}_1 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_1 as x))
                    and mq._is_due_{q}() is not true;

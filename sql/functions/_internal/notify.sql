@@ -24,11 +24,12 @@ begin
         return;
     elsif _notify.mode = 'auto' then
         v_waiting := ('mq.waiting_' || _notify.queue_id)::regclass;
-        -- In one expression, so that no cancel leaves the lock behind. Our own shared lock would not be in the way.
+        -- With the lock held nothing is called that a cancel can end: it would stay behind. Our own shared lock would not
+        -- be in the way, so that is looked for, in between.
         if pg_sequence_last_value(v_waiting) = 1
-            or pg_try_advisory_lock(c_waiters, _notify.queue_id)
-               and (case when mq._is_waiting(_notify.queue_id) then not pg_advisory_unlock(c_waiters, _notify.queue_id)
-                         else setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_waiters, _notify.queue_id) end)
+            or pg_try_advisory_lock(c_waiters, _notify.queue_id) and pg_advisory_unlock(c_waiters, _notify.queue_id)
+               and not mq._is_waiting(_notify.queue_id)
+               and pg_try_advisory_lock(c_waiters, _notify.queue_id) and setval(v_waiting, 1) = 1 and pg_advisory_unlock(c_waiters, _notify.queue_id)
         then
             v_last := pg_sequence_last_value(_notify.notified);
             v_now := (extract(epoch from clock_timestamp()) * 1000)::bigint;

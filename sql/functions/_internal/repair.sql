@@ -1,5 +1,8 @@
 -- After a restore, or a copy into another database or cluster, the stored transaction ids mean nothing: everything
 -- that was not settled is appended anew, in order, with the receipts void; the registers are set again.
+--
+-- The register is not undone by a rollback, so it is set last, and to a slot that is there already, if possible: until
+-- then all goes on as before. Locks are taken in the order of drop_queue.
 create or replace function mq._repair(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $f$
 declare
@@ -9,24 +12,29 @@ declare
     a_old  int[];
     v_last bigint;
 begin
-    perform mq._lock_generated();
+    if mq._empty_slot(_repair.queue_id) is null then
+        perform mq._lock_generated();
+    end if;
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_repair.queue_id, -3));
     select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
     if q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier())
         and not mq._ran_backwards(q.queue_id)
     then
         return;         -- somebody else was faster
     end if;
+    perform mq._lock_tables(q.queue_id);
+    v_new := mq._empty_slot(q.queue_id);
+    if v_new is null then
+        perform mq._lock_generated();
+        v_new := mq._make_slot(q.queue_id);
+    end if;
     -- Every slot: after a rotation that was rolled back one may hold messages without a segment.
     select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
-    from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot where x.queue_id = q.queue_id;
+    from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot where x.queue_id = q.queue_id and x.slot <> v_new;
+    execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}; alter table mq.log_{t} disable trigger sealed',
+                    '{t}', q.queue_id || '_' || v_new);
     foreach v_slot in array a_old loop
-        execute replace('lock table mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t} in access exclusive mode', '{t}', q.queue_id || '_' || v_slot);
-    end loop;
-    select min(x) into v_new from generate_series(1, 65535) as x where x <> all (a_old);
-    perform mq._create_slot(q.queue_id, v_new);
-    -- Redirected by no fence: the register says so first, and is set again if this is done again after a rollback.
-    perform mq._set_register(q.register, v_new, v_new, 0, false);
-    foreach v_slot in array a_old loop
+        perform mq._fence(format('log_%s_%s', q.queue_id, v_slot));
         execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
                        ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.history from mq._fates(%1$s, %3$s) as f'
                        ' where f.state in (''ready'', ''leased'') order by f.msg_id', q.queue_id, v_new, v_slot);
@@ -36,14 +44,12 @@ begin
     execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
                    ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
                    ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history from gone as g order by g.msg_id', q.queue_id, v_new);
+    execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id;
     insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
-    perform mq._create_dispatchers();
     update mq.slot as x set made_by = '3', freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
 
     -- What is deferred, from set 0 to set 1 and all of it back, with transaction ids of today.
-    execute replace('lock table mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1 '
-                    'in access exclusive mode', '{q}', q.queue_id::text);
     perform mq._copy_deferred(q.queue_id, 0, 1);
     perform mq._copy_deferred(q.queue_id, 1, 0);
 
@@ -56,7 +62,33 @@ begin
     perform setval(q.notified, 1);
     update mq.queue as x set home_relation = 'mq.queue'::regclass::oid, home_system = mq._system_identifier()
     where x.queue_id = q.queue_id;
+    -- If this is rolled back, that stays: so the head is still the old one, and both sets of what is deferred are read.
+    -- Upkeep puts that right.
+    perform mq._set_register(q.register, v_new, (coalesce(pg_sequence_last_value(q.register), 0) >> 16 & 65535)::int, 0, true);
 end $f$;
+
+-- A slot without a message, of no segment, and not made by this transaction. Not what _free_slot finds: a copy may have
+-- messages where its segments do not say so.
+create or replace function mq._empty_slot(queue_id int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot  int;
+    v_empty boolean;
+begin
+    for v_slot in
+        select s.slot from mq.slot as s
+        where s.queue_id = _empty_slot.queue_id and s.made_by <> pg_current_xact_id()
+          and s.slot is distinct from (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = s.queue_id)
+          and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
+        order by s.slot
+    loop
+        execute format('select not exists (select from mq.log_%s_%s)', _empty_slot.queue_id, v_slot) into v_empty;
+        if v_empty then
+            return v_slot;
+        end if;
+    end loop;
+    return null;
+end $$;
 
 -- Moves what waits in one deferral set to the other. What the other set holds with our own transaction id is new already;
 -- timers, not windows, tell what was taken.

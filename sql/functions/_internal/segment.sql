@@ -19,20 +19,26 @@ end $$;
 -- Makes a slot ahead, where none is free, and returns it.
 create or replace function mq._make_spare_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    v_slot int;
 begin
     if exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id
                and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)) then
         return null;
     end if;
-    select min(x) into v_slot from generate_series(1, 65535) as x
-    where not exists (select from mq.slot as s where s.queue_id = _make_spare_slot.queue_id and s.slot = x);
-    -- Another transaction may be making queues, or an upgrade: then later.
+    return mq._make_slot(_make_spare_slot.queue_id);
+end $$;
+
+-- Makes another slot; null if another transaction makes queues, or is an upgrade: then later.
+create or replace function mq._make_slot(queue_id int) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+begin
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
         return null;
     end if;
-    perform mq._create_slot(_make_spare_slot.queue_id, v_slot);
+    select min(x) into v_slot from generate_series(1, 65535) as x
+    where not exists (select from mq.slot as s where s.queue_id = _make_slot.queue_id and s.slot = x);
+    perform mq._create_slot(_make_slot.queue_id, v_slot);
     perform mq._create_dispatchers();
     return v_slot;
 end $$;
@@ -201,11 +207,7 @@ declare
     v_routine regprocedure;
 begin
     execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s cascade; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade', _drop_slot.queue_id, _drop_slot.slot);
-    for v_routine in
-        select p.oid from pg_proc as p where p.pronamespace = 'mq'::regnamespace
-          and p.proname ~ ('^_[a-z_]+_' || _drop_slot.queue_id || '_' || _drop_slot.slot || '$')
-          and p.proname !~ '^_(is_due|promote|next_due|waiting)_'
-    loop
+    for v_routine in select x from mq._generated(_drop_slot.queue_id, _drop_slot.slot) as x loop
         execute format('drop function %s cascade', v_routine);
     end loop;
     delete from mq.slot as s where s.queue_id = _drop_slot.queue_id and s.slot = _drop_slot.slot;

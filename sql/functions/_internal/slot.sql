@@ -80,8 +80,8 @@ begin
     -- Who takes which slice: tickets are drawn without a transaction, so that consumers do not try the same slices.
     -- A ticket lost to a rollback leaves a hole, which is found when the block has no fresh slice left.
     create sequence mq.ticket_{t};
-    -- The last ticket of the newest block, or of one whose opener rolled back; 1 if its slices are not of one message: a
-    -- hint whether _take_one_0 is worth trying.
+    -- last ticket << 14 | size of the slices: of the newest block, or of one whose opener rolled back; size 0 if many are
+    -- short. A hint whether _take_one_0 and _claim_0 are worth trying.
     create sequence mq.last_ticket_{t};
 
     create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
@@ -100,7 +100,7 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
 end $$;
 
--- _append_0 and _take_one_0 have the statements of the first 64 slots in them, those of open segments first; the others
+-- _append_0, _take_one_0, _claim_0 and _read_0 have the statements of the first 64 slots in them, those of open segments first; the others
 -- are done without: by EXECUTE, which parses and plans each time, and by _take_. Each is one function for all slots:
 -- with many sessions on a few cores the caches are cold, and every function more that a call goes through shows. The
 -- key is queue_id * 65536 + slot.
@@ -111,6 +111,8 @@ declare
     v_keys    bigint[];
     v_appends text[];
     v_takes   text[];
+    v_claims  text[];
+    v_reads   text[];
 begin
     for s in
         select x.queue_id, x.slot
@@ -122,6 +124,8 @@ begin
         v_keys := v_keys || s.queue_id::bigint * 65536 + s.slot;
         v_appends := v_appends || mq._fill_template(mq._template_append(), s.queue_id, s.slot);
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
+        v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
+        v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -152,6 +156,27 @@ begin
             return row(null, null, 0, null, null, null, null)::mq.delivery;      -- nothing was done
         end $y$
         $x$, '{branches}', mq._branches(v_keys, v_takes));
+    execute replace($x$
+        create or replace function mq._claim_0(p_key bigint, p_n int, p_ack text, p_vt interval) returns mq._claim
+        language plpgsql as $y$
+        declare
+            r record;
+        begin
+            {branches}
+            return row(0, null, null, null, null, null)::mq._claim;             -- nothing was done
+        end $y$
+        $x$, '{branches}', mq._branches(v_keys, v_claims));
+    execute replace($x$
+        create or replace function mq._read_0(p_key bigint, p_claim mq._claim) returns setof mq.delivery
+        language plpgsql as $y$
+        begin
+            {branches}
+            -- Claimed by an older _claim_0.
+            return query execute 'select m.msg_id, $1, m.attempt::int, m.enqueued_at, $2, m.payload, m.headers from mq.log_' || (p_key >> 16) || '_' || (p_key & 65535)
+                || ' as m where m.lane = $3 and (m.xid, m.msg_id) >= ($4, $5) order by m.lane, m.xid, m.msg_id limit $6'
+                using p_claim.receipt, p_claim.leased_until, p_claim.lane, p_claim.xid, p_claim.msg_id, p_claim.n;
+        end $y$
+        $x$, '{branches}', mq._branches(v_keys, v_reads));
     perform mq._shut('_0');
 end $f$;
 
@@ -221,16 +246,71 @@ begin
     end loop;
 end $$;
 
+-- The generated functions of a slot; without a slot, those of a queue's deferral; of queue 0, the dispatchers.
+create or replace function mq._generated(queue_id int, slot int) returns setof regprocedure
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+        select p.oid::regprocedure from pg_proc as p
+        where p.pronamespace = 'mq'::regnamespace
+          and case when _generated.slot is null
+              then p.proname ~ ('^_[a-z_]+_' || _generated.queue_id || '$')
+                or p.proname ~ ('^_(is_due|promote|next_due|waiting)_' || _generated.queue_id || '_[01]$')
+              else p.proname ~ ('^_[a-z_]+_' || _generated.queue_id || '_' || _generated.slot || '$')
+               and p.proname !~ '^_(is_due|promote|next_due|waiting)_' end;
+end $$;
+
+-- Makes those anew. Replaced in place, sessions that are using them go on; what PostgreSQL cannot replace, as it returns
+-- something else now, is dropped before.
+create or replace function mq._generate(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_routine regprocedure;
+begin
+    for v_try in 1 .. 2 loop
+        begin
+            if _generate.slot is not null then
+                perform mq._create_slot_functions(_generate.queue_id, _generate.slot);
+            elsif _generate.queue_id > 0 then
+                perform mq._create_deferral_functions(_generate.queue_id);
+            else
+                perform mq._create_dispatchers();
+            end if;
+            exit;
+        exception
+            when invalid_function_definition or wrong_object_type then
+                if v_try = 2 then
+                    raise;
+                end if;
+                for v_routine in select x from mq._generated(_generate.queue_id, _generate.slot) as x loop
+                    execute format('drop routine %s', v_routine);
+                end loop;
+        end;
+    end loop;
+end $$;
+
 -- Makes the generated functions anew, after an upgrade changed what they are generated from.
 create or replace function mq._regenerate() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_slot mq.slot;
+    v_routine regprocedure;
+    v_dropped boolean := false;
 begin
     perform mq._lock_generated();
-    for v_slot in select * from mq.slot order by queue_id, slot loop
-        perform mq._create_slot_functions(v_slot.queue_id, v_slot.slot);
+    for v_pass in 1 .. 2 loop
+        perform mq._generate(x.queue_id, x.slot) from (select s.queue_id, s.slot from mq.slot as s order by s.queue_id, s.slot) as x;
+        perform mq._generate(q.queue_id, null) from mq.queue as q;
+        perform mq._generate(0, null) where exists (select from mq.slot);
+        exit when v_pass = 2;
+        -- With other arguments a function stays beside what it was, which calls may prefer: both go, and come again.
+        for v_routine in
+            select p.oid from pg_proc as p
+            where p.pronamespace = 'mq'::regnamespace and p.proname ~ '^_[a-z_]+_[0-9]+(_[0-9]+)?$'
+              and exists (select from pg_proc as o where o.pronamespace = p.pronamespace and o.proname = p.proname and o.oid <> p.oid)
+        loop
+            execute format('drop routine %s', v_routine);
+            v_dropped := true;
+        end loop;
+        exit when not v_dropped;
     end loop;
-    perform mq._create_deferral_functions(q.queue_id) from mq.queue as q;
-    perform mq._create_dispatchers() where exists (select from mq.slot);
 end $$;

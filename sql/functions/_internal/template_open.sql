@@ -48,6 +48,8 @@ declare
     a_ids      bigint[];
     a_counts   int[];
     v_want     int;
+    v_passes   int;
+    v_first    bigint;
     v_low      bigint;
     v_laggards bigint[];
     v_check    bigint;
@@ -61,10 +63,12 @@ begin
     if p_given is not null or p_due then
         lock table mq.log_{t} in row exclusive mode;
         if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
+            -- Fresh messages do not wait until many arrivals are sorted.
+            v_passes := case when p_given is null and not (p_fresh and coalesce(mq._look_{t}(p_lane, b.prev, b.cur), true)) then 20 else 1 end;
             insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
             select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
             from (select * from unnest(p_given) union all
-                  select * from mq._promote_{q}(case when p_given is null then greatest(32 * p_n, 64) else 0 end)) as m;
+                  select * from mq._promote_{q}(case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)) as m;
             get diagnostics v_rows = row_count;
             if v_rows > 0 then
                 select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
@@ -126,15 +130,15 @@ begin
         v_low := v_low + 1;
     end loop;
 
+    v_first := greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end);
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
                               first_xids, first_ids, counts, low_block, laggards)
     values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id,
-            greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end),
-            p_n, v_born,
+            v_first, p_n, v_born,
             a_xids, a_ids, a_counts, v_low, v_laggards);
-    perform setval('mq.last_ticket_{t}', case when p_n > 1 then 1 else
-                   greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0), case when p_ahead then b.first_ticket + cardinality(b.counts) - 1 end)
-                   + cardinality(a_counts) end);
+    -- The hint for _claim_0: not where many slices are short, which are given out together.
+    perform setval('mq.last_ticket_{t}', (v_first + cardinality(a_counts) - 1) << 14
+                   | case when 4 * (select sum(x) from unnest(a_counts) as x) > 3 * (cardinality(a_counts) - 1) * p_n then p_n else 0 end);
     perform mq._answered('mq.notified_{q}');
     return true;
 end $$;
@@ -145,14 +149,14 @@ language plpgsql as $$
 declare
     c_class constant int := {class};
     b       record;
-    v_due   boolean := p_due and mq._is_due_{q}();
+    v_due   boolean := p_due and mq._is_due_{q}();      -- null: perhaps; then a few arrivals are sorted on the way
 begin
     select y.block_no, y.prev, y.cur into b from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
     order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
     if not coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false) then
         return;
     end if;
-    -- As in _take_: look again behind the lock, and give it back where there is nothing.
+    -- As in _take_: look again behind the lock; where there is nothing it is given back.
     begin
         if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
             and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
@@ -160,10 +164,8 @@ begin
             if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
                 raise exception using errcode = 'MQ000';
             end if;
-            v_due := v_due and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)) and mq._is_due_{q}();
-            if coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false)
-                and mq._open_{t}(p_sub, p_lane, p_n, p_fresh, coalesce(v_due, false), null, true)
-            then
+            v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+            if mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, true) then
                 return;
             end if;
         end if;

@@ -74,7 +74,7 @@ begin
         else
             select array_agg(y.msg_id) filter (where y.is_wanted and y.bytes_before < 67108864), count(*) into v_ids, v_left
             from (select x.msg_id, p_ids is null or x.msg_id = any (p_ids) as is_wanted,
-                         coalesce(sum(pg_column_size(x.payload)) filter (where p_ids is null or x.msg_id = any (p_ids))
+                         coalesce(sum(pg_column_size(x.payload) + coalesce(pg_column_size(x.headers), 0)) filter (where p_ids is null or x.msg_id = any (p_ids))
                                   over (order by x.msg_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
                   from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where not x.msg_id <@ s.msg_ids) as y;
         end if;

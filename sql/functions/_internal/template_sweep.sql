@@ -109,7 +109,7 @@ begin
         loop
             exit when v_sum >= p_limit or v_bytes >= 67108864 or v_busy >= 10;
             begin
-                select array_agg(x), sum(pg_column_size(x.payload)) into v_taken, v_size
+                select array_agg(x), sum(pg_column_size(x.payload) + coalesce(pg_column_size(x.headers), 0)) into v_taken, v_size
                 from mq._settle_{t}(p_sub, p_lane, l.block_no, l.slice, l.part, l.token, l.outcome, null) as x;
             exception
                 when lock_not_available then
@@ -155,7 +155,7 @@ begin
         where x.subscription = p_sub and x.lane = p_lane and x.block_no = h.block_no and coalesce(e.rest, 1) > 0
         returning part into v_part;
         continue when not found;
-        select array_agg(x), sum(pg_column_size(x.payload)) into v_taken, v_size
+        select array_agg(x), sum(pg_column_size(x.payload) + coalesce(pg_column_size(x.headers), 0)) into v_taken, v_size
         from mq._settle_{t}(p_sub, p_lane, h.block_no, h.slice, v_part, v_token, 'hole', null) as x;
         return query select * from unnest(v_taken);
         v_sum := v_sum + coalesce(cardinality(v_taken), 0);

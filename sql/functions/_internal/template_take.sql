@@ -1,13 +1,42 @@
--- The branch of _take_one_0 for one slot: the common case of a dequeue of one message, in a single statement. It draws
--- a ticket of the current block, leases that slice if its lock is free, and acknowledges the receipt given with it.
+-- The branches of _take_one_0 and _claim_0 for one slot: the common case of a dequeue, in a single statement. It draws a
+-- ticket of the current block, leases that slice if its lock is free, and acknowledges the receipt given with it. One
+-- message is delivered by the same statement; of more, _read_0 delivers what the claim names.
 --
 -- The statement's snapshot is older than the lock. That is safe here, and only here: what was leased since is seen by
 -- ON CONFLICT, which looks at the index as it is now, and the messages of a block were committed before the block was.
 create or replace function mq._template_take_one() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return $x$
-            if pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') then
+    return mq._template_claim('1', $x$
+                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
+                       (select row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
+                                   m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
+                        from drawn as d
+                        cross join lateral (
+                            select * from mq.log_{t} as l where l.lane = d.lane and (l.xid, l.msg_id) >= (d.xid, d.msg_id)
+                            order by l.lane, l.xid, l.msg_id limit 1) as m
+                        where exists (select from claim)) as taken
+                $x$);
+end $f$;
+
+create or replace function mq._template_claim_many() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return mq._template_claim('p_n', $x$
+                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
+                       (select row(d.n, d.lane, d.xid, d.msg_id,
+                                   concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token), d.leased_until)::mq._claim
+                        from drawn as d where exists (select from claim)) as taken
+                $x$);
+end $f$;
+
+create or replace function mq._template_claim(n text, result text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return replace(replace($x$
+            if pg_sequence_last_value('mq.last_ticket_{t}') & 16383 = {n}
+                and pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') >> 14
+            then
                 with acked as (
                     insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
                     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
@@ -16,39 +45,46 @@ begin
                       and x.head_slice = x.slice and x.head_part = x.part and x.token::text = split_part(p_ack, '.', 9)
                     on conflict do nothing returning 1),
                 drawn as materialized (
-                    select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id,
+                    select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id, c.counts[c.g + 1] as n,
                            case when c.g < c.born then -1 else 0 end as lane, clock_timestamp() + p_vt as leased_until, gen_random_uuid() as token,
                            c.g = c.slices / 8 and c.slices >= 16 as is_early
                     from (select b.*, (nextval('mq.ticket_{t}') - b.first_ticket)::int as g
-                          from (select y.block_no, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, cardinality(y.counts) as slices
+                          from (select y.block_no, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, y.counts, cardinality(y.counts) as slices
                                 from mq.block_{t} as y
                                 where y.subscription = 1 and y.lane = 0 and y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
                                 order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as b
-                          where b.size = 1 and (p_ack is null or exists (select from acked)) and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
+                          where b.size = {n} and (p_ack is null or exists (select from acked)) and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
                     where c.g >= 0 and c.g < c.slices
                       and pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int)),
                 claim as (
                     insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
                                               first_id, first_xid, leased_until, token)
-                    select 1, 0, d.block_no, d.g, 0, d.g, 0, 1, 1, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d
+                    select 1, 0, d.block_no, d.g, 0, d.g, 0, d.n, d.n, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d
                     on conflict do nothing returning 1)
-                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
-                       (select row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
-                                   m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
-                        from drawn as d
-                        cross join lateral (
-                            select * from mq.log_{t} as l where l.lane = d.lane and (l.xid, l.msg_id) >= (d.xid, d.msg_id)
-                            order by l.lane, l.xid, l.msg_id limit 1) as m
-                        where exists (select from claim)) as delivery
-                  into r;
+                {result}
+                into r;
                 if r.opens then
-                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, 1, true, true);
+                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, true);
                 end if;
                 if not r.is_acked then
                     perform mq._ack_late({q}, p_ack);
                 end if;
-                return r.delivery;
+                return r.taken;
             end if;
+            $x$, '{n}', n), '{result}', result);
+end $f$;
+
+-- The branch of _read_0 for one slot: the messages of a claim.
+create or replace function mq._template_read() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+            return query
+                select m.msg_id, p_claim.receipt, m.attempt::int, m.enqueued_at, p_claim.leased_until, m.payload, m.headers
+                from (select * from mq.log_{t} as l
+                      where l.lane = p_claim.lane and (l.xid, l.msg_id) >= (p_claim.xid, p_claim.msg_id)
+                      order by l.lane, l.xid, l.msg_id limit p_claim.n) as m;
+            return;
             $x$;
 end $f$;
 
@@ -182,11 +218,6 @@ begin
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            -- Many arrivals, and no upkeep to sort them: now and then a call that returns nothing looks further, and sorts a
-            -- part if something is due there, or if there are even more; though it keeps the lock of promotion.
-            if not found and v_due is null and random() < 0.1 and mq._is_due_{q}(200000) is not false then
-                perform from mq._promote_{q}(0);
-            end if;
             return;
         end if;
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
@@ -234,7 +265,9 @@ begin
             end if;
         end if;
         if v_mine and not v_opened and not v_hole then
-            return;         -- what was there another promotes, or leads elsewhere
+            -- What was there another promotes, or leads elsewhere. Holes may be left.
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            return;
         end if;
     end loop;
 end $$;
