@@ -14,6 +14,7 @@ declare
     q          record;
     v_register bigint;
     v_due_at   timestamptz;
+    a_ids      bigint[];
     v_count    int := cardinality(enqueue_batch.payloads);
 begin
     if enqueue_batch.payloads is null then
@@ -41,8 +42,9 @@ begin
     end if;
     v_register := pg_sequence_last_value(q.register);
     if v_due_at is null then
-        return query execute 'select * from mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2)'
-            using enqueue_batch.payloads, enqueue_batch.headers;
+        execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2)'
+            into a_ids using enqueue_batch.payloads, enqueue_batch.headers;
+        return query select unnest(a_ids);
     else
         return query execute
             'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'

@@ -100,7 +100,7 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
 end $$;
 
--- _append_0, _take_one_0, _claim_0 and _read_0 have the statements of the first 64 slots in them, those of open segments first; the others
+-- _append_0, _take_one_0, _claim_0, _read_0 and _ack_0 have the statements of the first 64 slots in them, those of open segments first; the others
 -- are done without: by EXECUTE, which parses and plans each time, and by _take_. Each is one function for all slots:
 -- with many sessions on a few cores the caches are cold, and every function more that a call goes through shows. The
 -- key is queue_id * 65536 + slot.
@@ -113,6 +113,7 @@ declare
     v_takes   text[];
     v_claims  text[];
     v_reads   text[];
+    v_acks    text[];
 begin
     for s in
         select x.queue_id, x.slot
@@ -126,6 +127,7 @@ begin
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
         v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
         v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
+        v_acks := v_acks || (mq._fill_template(mq._template_ack(), s.queue_id, s.slot) || ' into v_count;');
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -177,6 +179,16 @@ begin
                 using p_claim.receipt, p_claim.leased_until, p_claim.lane, p_claim.xid, p_claim.msg_id, p_claim.n;
         end $y$
         $x$, '{branches}', mq._branches(v_keys, v_reads));
+    execute replace($x$
+        create or replace function mq._ack_0(p_key bigint, p_ack text) returns int
+        language plpgsql as $y$
+        declare
+            v_count int;
+        begin
+            {branches}
+            return v_count;         -- null: nothing was done
+        end $y$
+        $x$, '{branches}', mq._branches(v_keys, v_acks));
     perform mq._shut('_0');
 end $f$;
 

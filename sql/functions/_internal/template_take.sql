@@ -33,17 +33,12 @@ end $f$;
 create or replace function mq._template_claim(n text, result text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return replace(replace($x$
+    return replace(replace(replace($x$
             if pg_sequence_last_value('mq.last_ticket_{t}') & 16383 = {n}
                 and pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') >> 14
             then
                 with acked as (
-                    insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
-                    select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
-                    where p_ack is not null and x.subscription = 1 and x.lane = 0 and x.block_no = split_part(p_ack, '.', 5)::bigint
-                      and x.slice = split_part(p_ack, '.', 6)::int and x.part = split_part(p_ack, '.', 7)::int
-                      and x.head_slice = x.slice and x.head_part = x.part and x.token::text = split_part(p_ack, '.', 9)
-                    on conflict do nothing returning 1),
+                    {ack}),
                 drawn as materialized (
                     select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id, c.counts[c.g + 1] as n,
                            case when c.g < c.born then -1 else 0 end as lane, clock_timestamp() + p_vt as leased_until, gen_random_uuid() as token,
@@ -71,7 +66,7 @@ begin
                 end if;
                 return r.taken;
             end if;
-            $x$, '{n}', n), '{result}', result);
+            $x$, '{n}', n), '{result}', result), '{ack}', mq._template_ack());
 end $f$;
 
 -- The branch of _read_0 for one slot: the messages of a claim.
