@@ -459,9 +459,9 @@ def test_a_survivor_acked_in_an_open_transaction_is_left_by_the_sweep(
     assert ack(settling, survivor, [1]) == 1
     expire_others = "update mq.survivor set leased_until = '2020-01-01' where msg_id > 1"
     conn.execute(expire_others)
-    assert sweep(conn) == 2
+    assert sweep(conn) == 0  # the whole lease: as in a segment
     settling.rollback()
-    assert ack(conn, survivor) == 1
+    assert ack(conn, survivor) == 3
 
 
 def test_moving_survivors_keeps_an_extend_that_was_granted_meanwhile(
