@@ -17,12 +17,14 @@ declare
     v_key      bigint;
     v_count    int;
 begin
-    -- The common case, in few expressions, as in dequeue: all of a lease that nothing has happened to yet.
-    select case when q.home_relation = 'mq.queue'::regclass::oid and ack.msg_ids is null and ack.result is null
-                     and starts_with(ack.receipt, q.queue_id || '.') and pg_sequence_last_value(q.register) is not null
-                     and ack.receipt ~ '^[0-9]{1,9}[.]([0-9]{1,4}|[1-5][0-9]{4})[.]1[.]0[.][0-9]{1,18}[.][0-9]{1,9}[.][0-9]{1,9}[.][1-9][0-9]{0,17}[.][0-9a-f-]{36}$'
-                then q.queue_id::bigint * 65536 + split_part(ack.receipt, '.', 2)::int end
-      into v_key from mq.queue as q where q.name = ack.queue;
+    -- The common case, in few expressions, as in dequeue: all of a lease of the open segment (others may be gone) that
+    -- nothing has happened to yet.
+    select case when x.home_relation = 'mq.queue'::regclass::oid and ack.msg_ids is null and ack.result is null
+                     and starts_with(ack.receipt, x.queue_id || '.' || (x.content & 65535) || '.1.0.')
+                     and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]{1,18}[.][0-9]{1,9}[.][0-9]{1,9}[.][1-9][0-9]{0,17}[.][0-9a-f-]{36}$'
+                then x.queue_id::bigint * 65536 + (x.content & 65535) end
+      into v_key
+    from (select q.queue_id, q.home_relation, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;
     if v_key is not null then
         v_count := mq._ack_0(v_key, ack.receipt);
         if v_count is not null then
