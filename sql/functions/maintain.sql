@@ -27,6 +27,31 @@ begin
     end if;
     perform mq._empty_inbox();
     perform mq._remove_old_registers();
+    -- A copy of another database: one a call, and before all else, for its tables are locked to the end of the transaction.
+    select x.* into q from mq.queue as x
+    where (maintain.queue is null or x.name = maintain.queue)
+      and (x.home_relation <> 'mq.queue'::regclass::oid or x.home_system not in (0, mq._system_identifier()))
+    order by random() limit 1;
+    if q.queue_id is not null and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
+        begin
+            -- A slot made in the same transaction would be gone, were that rolled back, but not what the register says.
+            if mq._empty_slot(q.queue_id) is not null then
+                perform mq._repair(q.queue_id, '1 second');
+                return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
+                return;
+            elsif mq._make_slot(q.queue_id) is not null then
+                return next (q.name, 'prepared', 'this is a copy of another database: the next call repairs it')::mq.upkeep;
+                return;
+            end if;
+        exception
+            when others then
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
+        end;
+    end if;
+
     for q in select * from mq.queue as x where maintain.queue is null or x.name = maintain.queue order by x.queue_id loop
         begin
             if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
@@ -36,15 +61,7 @@ begin
             -- Somebody may have dropped it, or rotated, before we had the lock.
             continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
             if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
-                -- A slot made in the same transaction would be gone, were that rolled back, but not what the register says.
-                if mq._empty_slot(q.queue_id) is null then
-                    v_slot := mq._make_slot(q.queue_id);
-                    return next (q.name, case when v_slot is null then 'busy' else 'prepared' end,
-                                 'this is a copy of another database, to be repaired by the next call')::mq.upkeep;
-                    continue;
-                end if;
-                perform mq._repair(q.queue_id);
-                return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
+                return next (q.name, 'busy', 'this is a copy of another database, to be repaired by another call')::mq.upkeep;
                 continue;
             end if;
             a_ids := a_ids || q.queue_id;
@@ -140,8 +157,9 @@ begin
             end;
             begin
                 v_slot := mq._idle_slot(q.queue_id);
-                if v_slot is not null then
+                if v_slot is not null and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
                     perform mq._drop_slot(q.queue_id, v_slot);
+                    perform mq._create_dispatchers();
                     return next (q.name, 'removed', format('idle slot %s', v_slot))::mq.upkeep;
                 end if;
             exception

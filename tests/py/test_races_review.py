@@ -450,6 +450,19 @@ def removed(conn: psycopg.Connection) -> None:
     wait.until(lambda: value(conn, gone) or (maintain(conn) and None))
 
 
+def test_a_long_lease_outlives_its_slot(conn: psycopg.Connection) -> None:
+    fill(conn, 1)
+    receipt = lease(conn, visibility_timeout="1 hour")
+    rotate(conn)
+    wait.until(lambda: "exhausted" in maintain(conn))
+    age(conn)
+    assert "moved" in maintain(conn)
+    wait.until(lambda: segments(conn) == 1 or (maintain(conn) and None))
+    removed(conn)
+    assert ack(conn, receipt) == 1
+    assert ack(conn, receipt) == 0
+
+
 @pytest.mark.parametrize("state", ["moved", "truncated", "removed"])
 def test_an_old_snapshot_is_not_told_that_a_lease_is_lost_that_moved(
     conn: psycopg.Connection, session: Connect, state: str

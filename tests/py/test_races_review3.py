@@ -46,9 +46,11 @@ def delay_many(conn: psycopg.Connection, count: int) -> None:
     )
 
 
-def upgraded(conn: psycopg.Connection) -> None:
+def upgraded(conn: psycopg.Connection, *queues: str) -> None:
     """As after pg_upgrade: the cluster is another, all else is as it was."""
-    conn.execute("update mq.queue set home_system = 1 where name = 'q'")
+    conn.execute(
+        "update mq.queue set home_system = 1 where name = any (%s)", (list(queues) or ["q"],)
+    )
 
 
 def until_five(get: Callable[[], list[Any]], got: Iterable[Any] = ()) -> list[str]:
@@ -106,6 +108,15 @@ def test_an_empty_poll_behind_many_delayed_messages_writes_nothing(
     assert value(polling, "select pg_current_xact_id_if_assigned() is null")
     assert advisory_locks(polling, conn) == 0
     polling.commit()
+
+
+def test_what_is_due_behind_very_many_is_delivered(conn: psycopg.Connection) -> None:
+    delay_many(conn, 195_000)
+    put(conn, "due", delay="1 hour")
+    conn.execute(
+        f"update mq.deferred_{number(conn)}_0 set due_at = now() where payload = to_jsonb('due'::text)"
+    )
+    wait.until(lambda: take(conn) == ["due"], "it to be delivered")
 
 
 def test_what_was_rolled_back_does_not_wait_for_who_promotes(
@@ -207,3 +218,69 @@ def test_upkeep_of_a_copy_waits_for_nobody(conn: psycopg.Connection, session: Co
     creating.rollback()
     assert [maintain(conn)[0] for _ in range(2)] == ["prepared", "repaired"]
     assert drain(conn) == [1, 2, 3]
+
+
+def test_the_first_calls_of_a_copy_wait_for_each_other(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    fill(conn, 3)
+    conn.execute("update mq.queue set home_relation = 1 where name = 'q'")
+    upkeep, callers = session(), [session(autocommit=True) for _ in range(3)]
+    upkeep.execute(
+        "select pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(%s, -3))", (number(conn),)
+    )
+    calls = [background(put, caller, "new") for caller in callers]
+    for caller in callers:
+        wait.until_blocked(conn, wait.backend_pid(caller))
+    upkeep.commit()
+    for call in calls:
+        assert call.result(wait.SECONDS) > 0
+    assert drain(conn) == [1, 2, 3, "new", "new", "new"]
+
+
+def test_a_repair_makes_a_slot_before_it_needs_one(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2)
+    assert take(conn) == [1]
+    queue_id = number(conn)
+    conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [queue_id] * 2)
+    # Transaction ids ran backwards, and nothing else says so.
+    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    fill(conn, 1)
+    assert take(conn, 10) == [2]
+    failing = session()
+    assert take(failing) == []
+    failing.rollback()
+    put(conn, "new")
+    got = wait.until(lambda: drain(conn), "the repair")
+    assert sorted(map(str, got)) == ["1", "1", "2", "new"]
+
+
+def test_upkeep_repairs_one_copy_a_call(conn: psycopg.Connection) -> None:
+    conn.execute("select mq.create_queue('other')")
+    upgraded(conn, "q", "other")
+    done = [conn.execute("select queue, action from mq.maintain()").fetchall() for _ in range(3)]
+    assert [[action for _, action in calls] for calls in done[:2]] == [["repaired"], ["repaired"]]
+    assert "repaired" not in [action for _, action in done[2]]
+
+
+def test_a_copy_in_use_does_not_stop_upkeep_of_the_others(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute("select mq.create_queue('other')")
+    idle = session()
+    put(idle, "idle")
+    upgraded(conn, "q", "other")
+    done: list[tuple[str, str]] = []
+
+    def look() -> bool:
+        done.extend(conn.execute("select queue, action from mq.maintain()").fetchall())
+        return ("other", "repaired") in done and ("q", "failed") in done
+
+    wait.until(look, "upkeep")
+    assert ("q", "repaired") not in done
+    assert ("other", "failed") not in done
+    idle.commit()
+    assert maintain(conn) == ["repaired"]
+    assert drain(conn) == ["idle"]

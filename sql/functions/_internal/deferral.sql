@@ -235,7 +235,7 @@ begin
             exit when v_count > 0
                 or not exists (select from mq.promotion_{q}_0 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_0 as x))
                    and not exists (select from mq.promotion_{q}_1 as p where p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_1 as x))
-                   and mq._is_due_{q}() is not true;
+                   and mq._is_due_{q}(200000) is not true;
             v_arrivals := 10000;
         end loop;
     end $$;

@@ -38,6 +38,15 @@ begin
         hint = 'Pass the receipt exactly as mq.dequeue returned it, with the name of the same queue.';
 end $$;
 
+create or replace function mq._in_use() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'lock_not_available',
+        message = 'the queue is in use',
+        hint = 'End the transactions that use it (pg_stat_activity, pg_locks), then try again.';
+end $$;
+
 create or replace function mq._too_many_claims() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -97,12 +97,12 @@ begin
 end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one
--- ends well before a deadlock would be looked for, gives back the others, and is tried again, for 10 seconds.
-create or replace function mq._lock_tables(queue_id int, sequences boolean default false) returns void
+-- ends well before a deadlock would be looked for, gives back the others, and is tried again, for as long as patience is.
+create or replace function mq._lock_tables(queue_id int, sequences boolean default false, patience interval default '10 seconds') returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $$
 declare
     v_table   name;
-    v_give_up timestamptz := clock_timestamp() + interval '10 seconds';
+    v_give_up timestamptz := clock_timestamp() + _lock_tables.patience;
 begin
     loop
         begin
@@ -127,10 +127,7 @@ begin
         exception
             when lock_not_available then
                 if clock_timestamp() > v_give_up then
-                    raise exception using
-                        errcode = 'lock_not_available',
-                        message = 'the queue is in use',
-                        hint = 'End the transactions that use it (pg_stat_activity, pg_locks), then try again.';
+                    perform mq._in_use();
                 end if;
         end;
         perform pg_sleep(0.01);

@@ -2,8 +2,10 @@
 -- that was not settled is appended anew, in order, with the receipts void; the registers are set again.
 --
 -- The register is not undone by a rollback, so it is set last, and to a slot that is there already, if possible: until
--- then all goes on as before. Locks are taken in the order of drop_queue.
-create or replace function mq._repair(queue_id int) returns void
+-- then all goes on as before. Where none is there, one is made; only of a queue of which everybody sees that it is a copy
+-- does the same call go on: others repair it before they read the register. False: it did not. Locks are taken in the
+-- order of drop_queue.
+create or replace function mq._repair(queue_id int, patience interval default '10 seconds') returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $f$
 declare
     q      mq.queue;
@@ -12,6 +14,7 @@ declare
     a_old  int[];
     v_last bigint;
 begin
+    perform set_config('lock_timeout', (extract(epoch from _repair.patience) * 1000)::int::text, true);       -- of this function
     if mq._empty_slot(_repair.queue_id) is null then
         perform mq._lock_generated();
     end if;
@@ -20,14 +23,18 @@ begin
     if q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier())
         and not mq._ran_backwards(q.queue_id)
     then
-        return;         -- somebody else was faster
+        return true;    -- somebody else was faster
     end if;
-    perform mq._lock_tables(q.queue_id);
     v_new := mq._empty_slot(q.queue_id);
     if v_new is null then
-        perform mq._lock_generated();
         v_new := mq._make_slot(q.queue_id);
+        if v_new is null then
+            perform mq._in_use();
+        elsif q.home_relation = 'mq.queue'::regclass::oid then
+            return false;
+        end if;
     end if;
+    perform mq._lock_tables(q.queue_id, false, _repair.patience);
     -- Every slot: after a rotation that was rolled back one may hold messages without a segment.
     select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
     from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot where x.queue_id = q.queue_id and x.slot <> v_new;
@@ -65,29 +72,20 @@ begin
     -- If this is rolled back, that stays: so the head is still the old one, and both sets of what is deferred are read.
     -- Upkeep puts that right.
     perform mq._set_register(q.register, v_new, (coalesce(pg_sequence_last_value(q.register), 0) >> 16 & 65535)::int, 0, true);
+    return true;
 end $f$;
 
 -- A slot without a message, of no segment, and not made by this transaction. Not what _free_slot finds: a copy may have
--- messages where its segments do not say so.
+-- messages where its segments do not say so. By its size: to read it would keep a lock, before those that come first.
 create or replace function mq._empty_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    v_slot  int;
-    v_empty boolean;
 begin
-    for v_slot in
-        select s.slot from mq.slot as s
+    return (
+        select min(s.slot) from mq.slot as s
         where s.queue_id = _empty_slot.queue_id and s.made_by <> pg_current_xact_id()
           and s.slot is distinct from (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = s.queue_id)
           and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
-        order by s.slot
-    loop
-        execute format('select not exists (select from mq.log_%s_%s)', _empty_slot.queue_id, v_slot) into v_empty;
-        if v_empty then
-            return v_slot;
-        end if;
-    end loop;
-    return null;
+          and pg_relation_size(to_regclass(format('mq.log_%s_%s', s.queue_id, s.slot))) = 0);
 end $$;
 
 -- Moves what waits in one deferral set to the other. What the other set holds with our own transaction id is new already;

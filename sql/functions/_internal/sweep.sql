@@ -48,6 +48,7 @@ create or replace function mq._sweep_survivors(queue_id int, token uuid) returns
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_until timestamptz;
+    v_token constant uuid := gen_random_uuid();
     v_taken mq._taken[];
 begin
     select max(x.leased_until) into v_until
@@ -55,7 +56,7 @@ begin
           where s.queue_id = _sweep_survivors.queue_id and s.token = _sweep_survivors.token for update nowait) as x;
     if v_until < clock_timestamp() then
         v_taken := mq._settle_survivors(_sweep_survivors.queue_id, _sweep_survivors.token, 'expired', null);
-        update mq.survivor as s set token = gen_random_uuid()
+        update mq.survivor as s set token = v_token
         where s.queue_id = _sweep_survivors.queue_id and s.token = _sweep_survivors.token;
     end if;
     return v_taken;
