@@ -6,7 +6,7 @@ python -m bench --list                names of the cells
 python -m bench --cell 'drain n=10*' --pairs 3 --seconds 5
 python -m bench --cell 'drain n=1 *' --contestants 'mq:next plain:next'
 python -m bench targets               what must hold, target by target, medians of five rounds; hours, goes on
-python -m bench targets --only 'plain-tx n=1 *'
+python -m bench targets --only 'plain n=1 *'
 python -m bench --tables FILE         tables and plots of what was measured
 """
 

@@ -83,12 +83,13 @@ class Target:
 def targets() -> list[Target]:
     """All of them; those of a cell stand together."""
     return [
-        *against_plain("tx"),
+        *against_plain("plain", "mq:next", "plain:tx"),
         *enqueueing(),
         *against_itself(),
         *wal(),
         *latencies(),
-        *against_plain("next"),
+        *against_plain("plain-tx", "mq:tx", "plain:tx"),
+        *against_plain("plain-next", "mq:next", "plain:next"),
     ]
 
 
@@ -98,17 +99,19 @@ def ratio(cell: Cell, wanted: str) -> Target:
     return Target(cell=cell, of=of, by=by, what=cell.key, wanted=wanted)
 
 
-def against_plain(way: str) -> Iterator[Target]:
-    """Both ack in the claim's transaction: `tx` their own claim's, `next` the one's of the call before."""
-    pair = f"mq:{way} plain:{way}"
-    held = f"mq:{way}@snapshot plain:{way}@snapshot"
+def against_plain(prefix: str, of: str, by: str) -> Iterator[Target]:
+    """Both ack in a claim's transaction, each as it is meant to be used: mq in the next one, the table in its own. Besides,
+    both in their own (`plain-tx`), and both in the next (`plain-next`).
+    """
+    pair = f"{of} {by}"
+    held = f"{of}@snapshot {by}@snapshot"
     for (n, wanted), clients in itertools.product(((1, 1), (10, 2), (100, 6)), (4, 16, 64)):
-        name = f"plain-{way} n={n}"
+        name = f"{prefix} n={n}"
         yield ratio(race(name, Load("drain", n), clients, pair, seconds=SECONDS), f">= {wanted}")
     for (latency, us), clients in itertools.product(matrix.DELAYS.items(), (4, 16, 64)):
         yield ratio(
             race(
-                f"plain-{way} n=1 commit={latency}",
+                f"{prefix} n=1 commit={latency}",
                 Load("drain", 1),
                 clients,
                 pair,
@@ -118,7 +121,7 @@ def against_plain(way: str) -> Iterator[Target]:
             ">= 1",
         )
     for n in (1, 10, 100):
-        name = f"plain-{way} held n={n}"
+        name = f"{prefix} held n={n}"
         yield ratio(race(name, Load("drain", n), 16, held, seconds=SECONDS, aging=60.0), ">= 10")
 
 

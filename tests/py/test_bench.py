@@ -11,7 +11,7 @@ from support.server import Server
 
 pytest.importorskip("bench", reason="bench/ is not in this copy of the tree")
 
-from bench import arena, matrix, peers, pgbench, tables
+from bench import arena, matrix, peers, pgbench, tables, targets
 from bench.arena import Arena, Contestant
 from bench.cells import Race
 from bench.peers import Absent, Load, node
@@ -105,6 +105,14 @@ def test_every_cell_has_a_name_of_its_own_and_contestants_that_exist() -> None:
     assert {cell.name for cell in matrix.quick()} <= {cell.name for cell in cells}
     for cell in cells:
         assert contestants(" ".join(cell.contestants))
+
+
+def test_every_target_compares_contestants_of_its_cell() -> None:
+    wanted = targets.targets()
+    cells = {target.cell.name: target.cell for target in wanted}
+    assert all(target.cell == cells[target.cell.name] for target in wanted)
+    for target in wanted:
+        assert {target.of, target.by or target.of} <= {*target.cell.contestants}
 
 
 def test_what_a_library_sends_becomes_text() -> None:
