@@ -176,6 +176,8 @@ def test_who_waits_for_a_repair_goes_on_in_what_it_made(
     conn: psycopg.Connection, session: Connect, background: Background
 ) -> None:
     fill(conn, 3)
+    maintain(conn)
+    assert not value(conn, "select mq._is_fenced(%s)", f"log_{number(conn)}_1")
     upgraded(conn)
     upkeep, producer, later, consumer = session(), *(session(autocommit=True) for _ in range(3))
     assert maintain(upkeep) == ["repaired"]
@@ -184,6 +186,8 @@ def test_who_waits_for_a_repair_goes_on_in_what_it_made(
         background(lambda: put(later, "later", delay="1 ms")),
     ]
     taken = background(lambda: drain(consumer))
+    for waiting in (producer, later, consumer):
+        wait.until_blocked(conn, wait.backend_pid(waiting), by=wait.backend_pid(upkeep))
     upkeep.commit()
     for call in puts:
         assert call.result(wait.SECONDS) > 0

@@ -82,7 +82,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return (
         select min(s.slot) from mq.slot as s
-        where s.queue_id = _empty_slot.queue_id and s.made_by <> pg_current_xact_id()
+        where s.queue_id = _empty_slot.queue_id and s.made_by is distinct from pg_current_xact_id_if_assigned()
           and s.slot is distinct from (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = s.queue_id)
           and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
           and pg_relation_size(to_regclass(format('mq.log_%s_%s', s.queue_id, s.slot))) = 0);
