@@ -179,8 +179,12 @@ def test_who_waits_for_a_repair_goes_on_in_what_it_made(
     maintain(conn)
     assert not value(conn, "select mq._is_fenced(%s)", f"log_{number(conn)}_1")
     upgraded(conn)
-    upkeep, producer, later, consumer = session(), *(session(autocommit=True) for _ in range(3))
-    assert maintain(upkeep) == ["repaired"]
+    holder = session()
+    upkeep, producer, later, consumer = (session(autocommit=True) for _ in range(4))
+    # In the middle: all is locked, and the register leads where it led before.
+    holder.execute("select from mq.slot for update")
+    repaired = background(value, upkeep, f"select mq._repair({number(conn)})")
+    wait.until_blocked(conn, wait.backend_pid(upkeep), by=wait.backend_pid(holder))
     puts = [
         background(lambda: put(producer, "waited")),
         background(lambda: put(later, "later", delay="1 ms")),
@@ -188,7 +192,8 @@ def test_who_waits_for_a_repair_goes_on_in_what_it_made(
     taken = background(lambda: drain(consumer))
     for waiting in (producer, later, consumer):
         wait.until_blocked(conn, wait.backend_pid(waiting), by=wait.backend_pid(upkeep))
-    upkeep.commit()
+    holder.rollback()
+    assert repaired.result(wait.SECONDS)
     for call in puts:
         assert call.result(wait.SECONDS) > 0
     got = taken.result(wait.SECONDS)
