@@ -176,7 +176,9 @@ begin
                 end if;
             end if;
         end if;
-        exit when v_until is null or clock_timestamp() >= v_until;
+        -- What this transaction repaired, or made a slot for, is for others once it commits.
+        exit when v_until is null or clock_timestamp() >= v_until
+            or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned());
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
         v_pause := least(v_pause * 2, 0.1);
         v_give_up := clock_timestamp() + interval '50 milliseconds';

@@ -11,6 +11,7 @@ declare
     v_freed   int;
     v_taken   int;
     v_again   mq._taken[];
+    v_copy    int;
     a_ids     int[];
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -22,28 +23,32 @@ begin
         return next (maintain.queue, 'busy', 'this transaction wrote before: call maintain in one of its own')::mq.upkeep;
         return;
     end if;
-    if maintain.queue is not null then
-        perform mq._queue(maintain.queue, false);
+    if maintain.queue is not null and not exists (select from mq.queue as x where x.name = maintain.queue) then
+        perform mq._queue_not_found(maintain.queue);
     end if;
-    perform mq._empty_inbox();
-    perform mq._remove_old_registers();
-    -- A copy of another database: one a call, and before all else, for its tables are locked to the end of the transaction.
-    select x.* into q from mq.queue as x
+    -- A copy of another database: one a call, and before all else, for its tables are locked to the end of the transaction;
+    -- and nothing else with it, as above.
+    select x.queue_id into v_copy from mq.queue as x
     where (maintain.queue is null or x.name = maintain.queue)
       and (x.home_relation <> 'mq.queue'::regclass::oid or x.home_system not in (0, mq._system_identifier()))
     order by random() limit 1;
-    if q.queue_id is not null and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3)) then
+    if pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(v_copy, -3)) then
         begin
+            -- Again, behind the lock: it may be dropped, or repaired.
+            select x.* into q from mq.queue as x
+            where x.queue_id = v_copy and (x.home_relation <> 'mq.queue'::regclass::oid or x.home_system not in (0, mq._system_identifier()));
             -- A slot made in the same transaction would be gone, were that rolled back, but not what the register says.
             if mq._empty_slot(q.queue_id) is not null then
                 perform mq._repair(q.queue_id, '1 second');
                 return next (q.name, 'repaired', 'this is a copy of another database: what was unsettled was appended anew')::mq.upkeep;
                 return;
-            elsif mq._make_slot(q.queue_id) is not null then
+            elsif q.queue_id is not null and mq._make_slot(q.queue_id) is not null then
                 return next (q.name, 'prepared', 'this is a copy of another database: the next call repairs it')::mq.upkeep;
                 return;
             end if;
         exception
+            when lock_not_available then
+                null;           -- said below
             when others then
                 if maintain.queue is not null then
                     raise;
@@ -51,6 +56,8 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end if;
+    perform mq._empty_inbox();
+    perform mq._remove_old_registers();
 
     for q in select * from mq.queue as x where maintain.queue is null or x.name = maintain.queue order by x.queue_id loop
         begin
@@ -61,7 +68,7 @@ begin
             -- Somebody may have dropped it, or rotated, before we had the lock.
             continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
             if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
-                return next (q.name, 'busy', 'this is a copy of another database, to be repaired by another call')::mq.upkeep;
+                return next (q.name, 'busy', 'this is a copy of another database, to be repaired when nobody uses it')::mq.upkeep;
                 continue;
             end if;
             a_ids := a_ids || q.queue_id;

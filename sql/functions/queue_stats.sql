@@ -18,7 +18,7 @@ begin
         v.oldest_ready_age := null;
         for s in
             select g.slot from mq.segment as g where g.queue_id = q.queue_id
-            union select (pg_sequence_last_value(q.register) & 65535)::int
+            union select y.slot from mq.slot as y where y.queue_id = q.queue_id and y.slot = pg_sequence_last_value(q.register) & 65535
         loop
             select * into m from mq._count_slot(q.queue_id, s.slot);
             v.ready := v.ready + m.messages - m.leased;

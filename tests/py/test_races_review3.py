@@ -285,11 +285,66 @@ def test_a_copy_in_use_does_not_stop_upkeep_of_the_others(
 
     def look() -> bool:
         done.extend(conn.execute("select queue, action from mq.maintain()").fetchall())
-        return ("other", "repaired") in done and ("q", "failed") in done
+        return ("other", "repaired") in done and ("q", "busy") in done
 
     wait.until(look, "upkeep")
     assert ("q", "repaired") not in done
-    assert ("other", "failed") not in done
+    assert maintain(conn) == ["busy"]
     idle.commit()
     assert maintain(conn) == ["repaired"]
     assert drain(conn) == ["idle"]
+
+
+@pytest.mark.parametrize("what", ["home_relation", "home_system"])
+def test_upkeep_of_a_copy_does_nothing_else(conn: psycopg.Connection, what: str) -> None:
+    conn.execute("select mq.alter_queue('q', segment_bytes => 65536)")
+    fill(conn, 2000)
+    conn.execute(f"update mq.queue set {what} = 1 where name = 'q'")
+    assert maintain(conn) == ["repaired"]  # not rotated, for it would not see what it appended
+    for _ in range(4):
+        maintain(conn)
+    assert unsettled(conn) == (2000, 0, 0)
+    assert sorted(drain(conn, 500)) == list(range(1, 2001))
+
+
+def test_who_came_second_keeps_nothing(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    fill(conn, 3)
+    conn.execute("update mq.queue set home_relation = 1 where name = 'q'")
+    first, second = session(), session()
+    put(first, "first")
+    call = background(put, second, "second")
+    wait.until_blocked(conn, wait.backend_pid(second), by=wait.backend_pid(first))
+    first.commit()
+    assert call.result(wait.SECONDS) > 0
+    assert advisory_locks(second, conn) == 0
+    assert "busy" not in maintain(conn)
+    second.commit()
+    assert drain(conn) == [1, 2, 3, "first", "second"]
+
+
+def test_statistics_of_a_copy_whose_repair_was_rolled_back(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 3)
+    conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [number(conn)] * 2)
+    conn.execute("update mq.queue set home_relation = 1 where name = 'q'")
+    failing = session()
+    put(failing, "x")
+    failing.rollback()
+    conn.execute("select mq.queue_stats()")
+    conn.execute("select mq.sweep_stale()")
+    assert drain(conn) == []  # repairs it
+    assert drain(conn) == [1, 2, 3]
+
+
+def test_who_waits_for_messages_makes_one_slot(conn: psycopg.Connection) -> None:
+    fill(conn, 2)
+    assert take(conn) == [1]
+    queue_id = number(conn)
+    conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [queue_id] * 2)
+    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    assert take(conn, 10) == [2]
+    assert take(conn, 10, wait="1 second") == []
+    assert value(conn, "select count(*) from mq.slot where queue_id = %s", queue_id) == 2

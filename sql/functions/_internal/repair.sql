@@ -4,7 +4,7 @@
 -- The register is not undone by a rollback, so it is set last, and to a slot that is there already, if possible: until
 -- then all goes on as before. Where none is there, one is made; only of a queue of which everybody sees that it is a copy
 -- does the same call go on: others repair it before they read the register. False: it did not. Locks are taken in the
--- order of drop_queue.
+-- order of drop_queue; that of the generated functions comes before them there, so it is only tried.
 create or replace function mq._repair(queue_id int, patience interval default '10 seconds') returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $f$
 declare
@@ -13,27 +13,37 @@ declare
     v_new  int;
     a_old  int[];
     v_last bigint;
+    v_give_up timestamptz := clock_timestamp() + _repair.patience;
 begin
     perform set_config('lock_timeout', (extract(epoch from _repair.patience) * 1000)::int::text, true);       -- of this function
-    if mq._empty_slot(_repair.queue_id) is null then
-        perform mq._lock_generated();
-    end if;
-    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_repair.queue_id, -3));
-    select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
-    if q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier())
-        and not mq._ran_backwards(q.queue_id)
-    then
-        return true;    -- somebody else was faster
-    end if;
-    v_new := mq._empty_slot(q.queue_id);
-    if v_new is null then
-        v_new := mq._make_slot(q.queue_id);
-        if v_new is null then
-            perform mq._in_use();
-        elsif q.home_relation = 'mq.queue'::regclass::oid then
-            return false;
+    begin
+        perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_repair.queue_id, -3));
+        select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
+        if q.queue_id is null
+            or q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier()) and not mq._ran_backwards(q.queue_id)
+        then
+            raise exception using errcode = 'MQ000';        -- somebody else was faster: gives the locks back
         end if;
-    end if;
+    exception
+        when sqlstate 'MQ000' then
+            return true;
+    end;
+    v_new := mq._empty_slot(q.queue_id);
+    while v_new is null loop
+        if q.home_relation = 'mq.queue'::regclass::oid
+            and exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id())
+        then
+            return false;       -- this transaction made one
+        end if;
+        v_new := mq._make_slot(q.queue_id);
+        if v_new is not null and q.home_relation = 'mq.queue'::regclass::oid then
+            return false;
+        elsif v_new is null and clock_timestamp() > v_give_up then
+            perform mq._in_use();
+        elsif v_new is null then
+            perform pg_sleep(0.01);
+        end if;
+    end loop;
     perform mq._lock_tables(q.queue_id, false, _repair.patience);
     -- Every slot: after a rotation that was rolled back one may hold messages without a segment.
     select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
@@ -54,7 +64,7 @@ begin
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id;
     insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
-    update mq.slot as x set made_by = '3', freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
+    update mq.slot as x set made_by = pg_current_xact_id(), freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
 
     -- What is deferred, from set 0 to set 1 and all of it back, with transaction ids of today.
     perform mq._copy_deferred(q.queue_id, 0, 1);
@@ -76,7 +86,7 @@ begin
 end $f$;
 
 -- A slot without a message, of no segment, and not made by this transaction. Not what _free_slot finds: a copy may have
--- messages where its segments do not say so. By its size: to read it would keep a lock, before those that come first.
+-- messages where its segments do not say so. By its size, for which no lock is kept.
 create or replace function mq._empty_slot(queue_id int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

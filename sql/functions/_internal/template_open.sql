@@ -64,7 +64,7 @@ begin
         lock table mq.log_{t} in row exclusive mode;
         if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
             -- Fresh messages do not wait until many arrivals are sorted.
-            v_passes := case when p_given is null and not (p_fresh and coalesce(mq._look_{t}(p_lane, b.prev, b.cur), true)) then 21 else 1 end;        -- at least what _is_due_ looks at
+            v_passes := case when p_given is null and not (p_fresh and coalesce(mq._look_{t}(p_lane, b.prev, b.cur), true)) then 23 else 1 end;        -- at least what _is_due_ looks at
             insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
             select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
             from (select * from unnest(p_given) union all
