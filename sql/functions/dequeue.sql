@@ -176,9 +176,11 @@ begin
                 end if;
             end if;
         end if;
-        -- What this transaction repaired, or made a slot for, is for others once it commits.
+        -- What this transaction repaired, or made a slot for, is for others once it commits; and who repairs it needs the
+        -- tables that this call has used.
         exit when v_until is null or clock_timestamp() >= v_until
-            or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned());
+            or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned())
+            or mq._ran_backwards(q.queue_id);
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
         v_pause := least(v_pause * 2, 0.1);
         v_give_up := clock_timestamp() + interval '50 milliseconds';

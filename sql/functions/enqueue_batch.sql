@@ -29,18 +29,18 @@ begin
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
     perform mq._check_options(priority, ordering_key, dedup_key, ttl);
-    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation, pg_sequence_last_value(x.register) as content into q
-    from mq.queue as x where x.name = enqueue_batch.queue;
+    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = enqueue_batch.queue;
     if q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
-    elsif q.content is null then
+    end if;
+    v_register := pg_sequence_last_value(q.register);
+    if v_register is null then
         perform mq._queue_not_found(enqueue_batch.queue);
     end if;
     v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
     if v_count = 0 then
         return;
     end if;
-    v_register := pg_sequence_last_value(q.register);
     if v_due_at is null then
         execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2)'
             into a_ids using enqueue_batch.payloads, enqueue_batch.headers;

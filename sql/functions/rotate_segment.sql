@@ -1,11 +1,15 @@
 create or replace function mq.rotate_segment(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
+    v_copy constant boolean := exists (select from mq.queue as x where x.name = rotate_segment.queue and x.home_relation <> 'mq.queue'::regclass::oid);
     q      mq.queue := mq._queue(rotate_segment.queue, false);
     v_last bigint;
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('rotate_segment');
+    end if;
+    if v_copy then
+        return;         -- it was repaired into a new segment
     end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     perform mq._queue(rotate_segment.queue);        -- dropped meanwhile?

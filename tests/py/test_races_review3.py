@@ -18,6 +18,7 @@ from support.race import (
     maintain,
     number,
     put,
+    rotate,
     take,
     unsettled,
     value,
@@ -348,3 +349,56 @@ def test_who_waits_for_messages_makes_one_slot(conn: psycopg.Connection) -> None
     assert take(conn, 10) == [2]
     assert take(conn, 10, wait="1 second") == []
     assert value(conn, "select count(*) from mq.slot where queue_id = %s", queue_id) == 2
+
+
+def test_who_finds_that_ids_ran_backwards_waits_for_nobody(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2)
+    assert take(conn) == [1]
+    queue_id = number(conn)
+    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    assert take(conn, 10) == [2]
+    upkeep, consumer = session(), session(autocommit=True)
+    upkeep.execute(
+        "select pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(%s, -3))", (queue_id,)
+    )
+    consumer.execute("set statement_timeout = '5s'")
+    assert take(consumer) == []
+    assert take(consumer, wait="20 seconds") == []
+    upkeep.commit()
+    got = wait.until(lambda: drain(conn), "the repair")
+    assert sorted(got) == [1, 2]
+
+
+def test_a_copy_is_rotated(conn: psycopg.Connection) -> None:
+    fill(conn, 3)
+    conn.execute("update mq.queue set home_relation = 1 where name = 'q'")
+    rotate(conn)
+    rotate(conn)
+    assert drain(conn) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select mq.enqueue('q', '1')",
+        "select mq.enqueue('q', '1', delay => '1 hour')",
+        "select mq.enqueue_batch('q', array['1']::jsonb[])",
+        "insert into mq.inbox (queue, payload) values ('q', '1')",
+        "select mq.peek('q')",
+        "select mq.next_due('q')",
+    ],
+)
+def test_a_copy_that_is_dropped_before_it_is_repaired_is_not_found(
+    conn: psycopg.Connection, session: Connect, background: Background, call: str
+) -> None:
+    conn.execute("update mq.queue set home_relation = 1 where name = 'q'")
+    dropping, caller = session(), session(autocommit=True)
+    dropping.execute("select mq.drop_queue('q')")
+    called = background(caller.execute, call)
+    wait.until_blocked(conn, wait.backend_pid(caller), by=wait.backend_pid(dropping))
+    dropping.commit()
+    with pytest.raises(psycopg.DatabaseError, match="does not exist") as error:
+        called.result(wait.SECONDS)
+    assert error.value.sqlstate == "MQ001"

@@ -17,15 +17,15 @@ begin
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation, pg_sequence_last_value(x.register) as content into q
-        from mq.queue as x where x.name = i.queue;
+        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = i.queue;
         if q.home_relation <> 'mq.queue'::regclass::oid then
             perform mq._repair(q.queue_id);
-        elsif q.content is null then
+        end if;
+        v_register := pg_sequence_last_value(q.register);
+        if v_register is null then
             perform mq._queue_not_found(i.queue);
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
-        v_register := pg_sequence_last_value(q.register);
         execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers)'
             ' select nextval($1), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
             using q.msg_ids, i.queue, v_now;

@@ -65,6 +65,9 @@ begin
     elsif q.home_relation <> 'mq.queue'::regclass::oid then
         perform mq._repair(q.queue_id);
         select * into q from mq.queue as x where x.name = _queue.queue;
+        if not found then
+            perform mq._queue_not_found(_queue.queue);      -- dropped while we waited for the repair
+        end if;
     elsif _queue.and_register and pg_sequence_last_value(q.register) is null then
         perform mq._queue_not_found(_queue.queue);      -- dropped while we waited for the register
     end if;

@@ -66,6 +66,10 @@ begin
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
     update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _rotate.queue_id and s.slot = v_slot;
+    -- The head may still be where it was before a repair, in the slot that opens now: then it is the one that was open.
+    if (v_value >> 16) & 65535 = v_slot then
+        v_value := (v_value & ~(65535::bigint << 16)) | ((v_value & 65535) << 16);
+    end if;
     perform setval(q.register, (v_value & ~65535::bigint) | v_slot);
     return true;
 end $$;

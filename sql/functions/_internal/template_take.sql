@@ -208,7 +208,10 @@ begin
         v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end;
         v_due := p_due and (v_ready or mq._is_due_{q}());       -- where there is something in any case, only the opener asks
         if v_ready is null then
-            perform mq._repair({q});
+            -- Not waited for: who repairs it needs the tables that this call has used.
+            if pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -3)) then
+                perform mq._repair({q});
+            end if;
             return;
         elsif not v_ready and v_due is not true then
             -- Holes of the newest block are taken here, those of older ones by the sweep.
