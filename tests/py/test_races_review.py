@@ -453,10 +453,7 @@ def removed(conn: psycopg.Connection) -> None:
 def test_a_long_lease_outlives_its_slot(conn: psycopg.Connection) -> None:
     fill(conn, 1)
     receipt = lease(conn, visibility_timeout="1 hour")
-    rotate(conn)
-    wait.until(lambda: "exhausted" in maintain(conn))
-    age(conn)
-    assert "moved" in maintain(conn)
+    race.outlive(conn)
     wait.until(lambda: segments(conn) == 1 or (maintain(conn) and None))
     removed(conn)
     assert ack(conn, receipt) == 1

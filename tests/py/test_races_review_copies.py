@@ -17,6 +17,7 @@ from support.race import (
     lease,
     maintain,
     number,
+    outlive,
     put,
     rotate,
     sweep,
@@ -160,10 +161,7 @@ def test_a_repair_of_a_big_backlog_loses_nothing(conn: psycopg.Connection) -> No
 
     survivors = enqueue(100)
     surviving = leased(100)
-    rotate(conn)
-    wait.until(lambda: "exhausted" in maintain(conn))
-    conn.execute("update mq.segment set exhausted_at = exhausted_at - interval '1 day'")
-    assert "moved" in maintain(conn)
+    outlive(conn)
     older = enqueue(10_000) | enqueue(10_000)
     acked = leased(1000)
     assert ack(conn, acked) == 1000
@@ -274,10 +272,7 @@ def test_a_logical_copy_is_delivered_once(
 ) -> None:
     put(conn, "long lease")
     lease(conn)
-    rotate(conn)
-    wait.until(lambda: "exhausted" in maintain(conn))
-    conn.execute("update mq.segment set exhausted_at = exhausted_at - interval '1 day'")
-    assert "moved" in maintain(conn)
+    outlive(conn)
     fill(conn, 10)
     assert ack(conn, lease(conn)) == 1
     old = lease(conn, 2)

@@ -18,8 +18,8 @@ from support.race import (
     lease,
     maintain,
     number,
+    outlive,
     put,
-    rotate,
     sweep,
     take_rows,
     value,
@@ -45,13 +45,7 @@ def as_big_on_disk(database: str, queue: str) -> Iterator[None]:
 
 def move(conn: psycopg.Connection) -> None:
     """Everything that is leased outlives its segment."""
-    rotate(conn)
-    maintain(conn)
-    conn.execute(
-        "update mq.segment set exhausted_at = exhausted_at - interval '2 days' where queue_id = %s",
-        (number(conn),),
-    )
-    assert "moved" in maintain(conn)
+    outlive(conn)
     maintain(conn)
     assert value(conn, "select count(*) from mq.segment where closed_at is not null") == 0
 

@@ -180,6 +180,14 @@ def rotate(conn: psycopg.Connection, queue: str = "q") -> None:
     conn.execute("select mq.rotate_segment(%s)", (queue,))
 
 
+def outlive(conn: psycopg.Connection) -> None:
+    """What is leased outlives its segment, and moves out of it with its receipts."""
+    rotate(conn)
+    wait.until(lambda: "exhausted" in maintain(conn))
+    conn.execute("update mq.segment set exhausted_at = exhausted_at - interval '1 day'")
+    assert "moved" in maintain(conn)
+
+
 def segments(conn: psycopg.Connection, queue: str = "q") -> int:
     return int(
         value(
