@@ -15,6 +15,7 @@ set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set j
 set lock_timeout = '2s' as $$
 declare
     v_key      bigint;
+    v_is_plain boolean;
     v_is_common boolean;
     v_one      mq.delivery;
     v_claim    mq._claim;
@@ -25,47 +26,48 @@ declare
     v_count    int;
     v_vt       interval;
     v_until    timestamptz;
-    v_pause    float8 := 0.005;
-    v_give_up  timestamptz := clock_timestamp() + interval '50 milliseconds';
-    v_begun    boolean := pg_current_xact_id_if_assigned() is not null;
+    v_pause    float8;
+    v_give_up  timestamptz;
+    v_begun    boolean;         -- the transaction had written before
     v_again    mq._taken[];
     v_taken    int;
-    a_ack      text[];
+    v_ticket   text;            -- drawn in vain by the short way
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction. What one slice holds, in a
     -- transaction of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
-    select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.is_common
-      into v_key, v_vt, v_is_common
-    from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout,
-                 dequeue.n between 1 and 10000 and not y.paused and (y.content >> 16) & 65535 = y.content & 65535
-                 and y.home_relation = 'mq.queue'::regclass::oid
-                 and current_setting('transaction_isolation') in ('read committed', 'read uncommitted') and pg_current_xact_id_if_assigned() is null
-                 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
-                 and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
+    select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.is_plain,
+           not x.begun and not x.paused and (x.content >> 16) & 65535 = x.content & 65535
+           and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
+           and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
+      into v_key, v_vt, v_begun, v_is_plain, v_is_common
+    from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
+                 pg_current_xact_id_if_assigned() is not null as begun,
+                 y.home_relation = 'mq.queue'::regclass::oid and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
                  and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
                               and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
                               and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
-                              and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_common
+                              and length(split_part(dequeue.ack, '.', 8)) between 1 and 18 and split_part(dequeue.ack, '.', 8) >= '1'
+                              and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_plain
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
-    if v_is_common and dequeue.n > 1 then
-        v_claim := mq._claim_0(v_key, dequeue.n, dequeue.ack, v_vt);
+    if v_is_plain and dequeue.ack is not null then
+        dequeue.ack := case when mq._ack_0(v_key, dequeue.ack) is null then dequeue.ack end;    -- null: it is done
+        v_is_plain := dequeue.ack is null;
+    end if;
+    if v_is_plain and v_is_common and dequeue.n > 1 then
+        v_claim := mq._claim_0(v_key, dequeue.n, v_vt);
         if v_claim.n > 0 then
             return query select * from mq._read_0(v_key, v_claim);
             return;
         end if;
-        if v_claim.n is null then           -- 0: not even the receipt was looked at
-            dequeue.ack := null;
-        end if;
-    elsif v_is_common then
-        v_one := mq._take_one_0(v_key, dequeue.ack, v_vt);
+        v_ticket := v_claim.receipt;
+    elsif v_is_plain and v_is_common then
+        v_one := mq._take_one_0(v_key, v_vt);
         if v_one.msg_id is not null then
             return next v_one;
             return;
         end if;
-        if v_one.attempt is null then       -- 0, as above
-            dequeue.ack := null;
-        end if;
+        v_ticket := v_one.receipt;
     end if;
 
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
@@ -74,8 +76,7 @@ begin
     if dequeue.n is null or dequeue.n not between 1 and 10000 then
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
-    -- The register is null once the queue was dropped. It is read once for the first round, so that the receipt is
-    -- acknowledged by whoever was chosen to do it.
+    -- The register is null once the queue was dropped.
     select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home_relation, pg_sequence_last_value(x.register) as content
     into q from mq.queue as x where x.name = dequeue.queue;
     v_register := q.content;
@@ -103,30 +104,20 @@ begin
         end if;
         v_until := clock_timestamp() + wait;
     end if;
-    if dequeue.ack is not null then
-        -- A plain receipt of the segment that everybody works on is acknowledged on the way.
-        a_ack := string_to_array(dequeue.ack, '.');
-        if q.paused or (v_register >> 16) & 65535 <> v_register & 65535
-            or cardinality(a_ack) <> 9 or a_ack[1] <> q.queue_id::text or a_ack[2] <> (v_register & 65535)::text
-            or a_ack[3] <> '1' or a_ack[4] <> '0' or length(a_ack[5]) not between 1 and 18
-            or length(a_ack[6]) not between 1 and 9 or length(a_ack[7]) not between 1 and 9
-            or dequeue.ack !~ '^[0-9.]+[0-9a-f-]+$'
-        then
-            a_ack := null;
-            if mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
-                perform mq._lease_lost(dequeue.queue);
-            end if;
-        end if;
+    if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
+        perform mq._lease_lost(dequeue.queue);
     end if;
 
+    v_pause := 0.005;
     loop
+        v_give_up := clock_timestamp() + interval '50 milliseconds';
         if not q.paused then
             v_open := v_register & 65535;
             if (v_register >> 16) & 65535 <> v_open then
                 -- Around a rotation: the oldest segment first, but for what is due again, which comes in turn.
                 if random() < 0.5 then
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(null, 1::smallint, 0::smallint, $1, $2, false, true, $3)'
-                        using dequeue.n, v_vt, v_give_up;
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(null, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
+                        using dequeue.n, v_vt, v_begun, v_give_up;
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
                         return;
@@ -137,17 +128,17 @@ begin
                     where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
                     order by s.queue_id, s.segment
                 loop
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(null, 1::smallint, 0::smallint, $1, $2, true, false, $3)'
-                        using dequeue.n, v_vt, v_give_up;
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(null, 1::smallint, 0::smallint, $1, $2, true, false, $3, $4)'
+                        using dequeue.n, v_vt, v_begun, v_give_up;
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
                         return;
                     end if;
                 end loop;
             end if;
-            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($4, 1::smallint, 0::smallint, $1, $2, true, true, $3)'
-                using dequeue.n, v_vt, v_give_up, a_ack;
-            a_ack := null;
+            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, true, true, $3, $4)'
+                using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_open then v_ticket::bigint end;
+            v_ticket := null;
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 return;
@@ -155,7 +146,7 @@ begin
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
             -- all dead letters, for which nobody waits.
-            if not v_begun and mq._is_stale(q.queue_id) and mq._is_lane_free(q.queue_id, v_open) then
+            if not v_begun and mq._is_stale(q.queue_id, v_open) and mq._is_lane_free(q.queue_id, v_open) then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                     v_count := 0;
@@ -183,7 +174,6 @@ begin
             or mq._ran_backwards(q.queue_id);
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
         v_pause := least(v_pause * 2, 0.1);
-        v_give_up := clock_timestamp() + interval '50 milliseconds';
         q.paused := coalesce((select x.paused from mq.queue as x where x.queue_id = q.queue_id), true);
         v_register := pg_sequence_last_value(q.register);
     end loop;

@@ -132,7 +132,7 @@ def test_a_segment_is_not_done_before_both_blocks_are(conn: psycopg.Connection) 
     # As if a consumer of another size had emptied the block behind: all of it leased, while this one has tickets.
     queue_id = number(conn)
     behind = conn.execute(
-        f"select d.payload from mq._gather_{queue_id}_1(1::smallint, 0::smallint, 2, null, false, false, {BLOCK}, '1 h') as d"
+        f"select d.payload from mq._gather_{queue_id}_1(1::smallint, 0::smallint, 2, null, false, {BLOCK}, '1 h') as d"
     ).fetchall()
     got += [row[0] for row in behind]
     conn.execute("select mq.rotate_segment('q')")

@@ -16,6 +16,7 @@ from support.race import (
     deferred,
     fill,
     locks,
+    number,
     put,
     sweep,
     take,
@@ -400,7 +401,7 @@ def test_a_slice_that_was_leased_since_it_was_chosen_is_passed_over(
     late = session()
     gather = (
         f"select msg_id from mq._gather_{slot.replace('.', '_')}"
-        "(1::smallint, 0::smallint, %s, array[%s]::int[], false, false, 1, '1 min')"
+        "(1::smallint, 0::smallint, %s, array[%s]::int[], false, 1, '1 min')"
     )
     assert late.execute(gather, (block_no, a_slice)).fetchall() == []
     assert late.execute(gather, (block_no, int(a_slice) + 1)).fetchall() != []
@@ -448,6 +449,94 @@ def test_a_claim_of_an_older_block_that_rolled_back_is_found_by_dequeue_too(
 ) -> None:
     claim_of_an_older_block(conn, session).rollback()
     assert [(row[5], row[2]) for row in take_rows(conn)] == [(2, 1)]
+    # Delivered where it was: nothing went through deferred, nor was settled.
+    assert value(conn, f"select count(*) from mq.settlement_{number(conn)}_1") == 0
+
+
+# -- consumers of different sizes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_a_transaction", [False, True])
+def test_who_wants_more_takes_the_rest_of_a_slice_that_another_began(
+    conn: psycopg.Connection, connect: Connect, in_a_transaction: bool
+) -> None:
+    fill(conn, 200)
+    assert take(conn, 50) == list(range(1, 51))
+    other = connect()
+    assert take(other) == [51]
+    assert take(other, 2) == [52, 53]
+    if in_a_transaction:
+        conn.execute("begin")
+        conn.execute("select pg_current_xact_id()")
+    assert take(conn, 50) == list(range(54, 101))
+    assert take(conn, 50) == list(range(101, 151))
+    assert take(other) == [151]
+
+
+def test_a_small_consumer_goes_on_with_the_slice_that_it_began(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    # In a transaction it would keep the lock of each slice that it begins, and what is left of them from others.
+    fill(conn, 4000)
+    got = take(conn, 10)
+    small = session()
+    theirs = []
+    for _ in range(9):
+        theirs += take(small)
+        for _ in range(20):  # by now the others are in the next block
+            got += take(conn, 10)
+    assert theirs == list(range(11, 20))
+    while more := take(conn, 10):
+        got += more
+    assert sorted(got + theirs) == [i for i in range(1, 4001) if i != 20]
+    assert take(small) == [20]
+    small.commit()
+    assert sweep(conn) == 0
+    assert take(small) == take(conn) == []
+    assert deferred(conn) == 0
+
+
+def test_what_a_long_transaction_opened_itself_needs_no_locks(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 4000)
+    long = session()
+    got = take(long, 20)
+    for _ in range(150):
+        got += take(long, 1) + take(long, 20)
+    assert race.advisory_locks(long, conn) < 20
+    got += [i for _ in range(1200) for i in take(long, 20)]
+    assert sorted(got) == list(range(1, 4001))
+
+
+def test_who_begins_slices_of_two_queues_goes_on_in_both(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    race.fresh(conn.info.dsn, "q", "r")
+    for queue in ("q", "r"):
+        fill(conn, 200, queue)
+        assert take(conn, 10, queue) == list(range(1, 11))
+    small = session()
+    got = []
+    for _ in range(5):
+        for queue in ("q", "r"):
+            got += take(small, 1, queue)
+            take(conn, 10, queue)
+    assert got == [i for i in range(11, 16) for _ in ("q", "r")]
+
+
+def test_what_a_small_consumer_began_and_left_is_found_by_others(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 2000)
+    got = take(conn, 10)
+    small = session()
+    got += take(small)
+    while more := take(conn, 10):
+        got += more
+    small.commit()
+    assert sorted(got + take(conn, 10)) == list(range(1, 2001))
+    assert deferred(conn) == 0
 
 
 def test_an_opener_that_rolls_back_leaves_everything_as_it_was(

@@ -31,7 +31,7 @@ begin
             -- newer one. Then it is delivered instead, below, without the lane.
             execute replace(
                 'select exists (select from mq.block_{t} as b'
-                ' cross join lateral mq._gather_{t}(1::smallint, 0::smallint, b.block_no, null, false, false, $1, $2)'
+                ' cross join lateral mq._gather_{t}(1::smallint, 0::smallint, b.block_no, null, false, $1, $2)'
                 ' where b.subscription = 1 and b.lane = 0 and b.block_no >= mq._current_{t}(1::smallint, 0::smallint))',
                 '{t}', q.queue_id || '_' || open_slot) into v_free using _redeliver.n, _redeliver.vt;
             if not v_free then
@@ -55,6 +55,6 @@ begin
     end if;
     if v_opened or v_free then
         return query execute 'select * from mq._take_' || q.queue_id || '_' || open_slot
-            || '(null, 1::smallint, 0::smallint, $1, $2, true, true, clock_timestamp())' using _redeliver.n, _redeliver.vt;
+            || '(null, 1::smallint, 0::smallint, $1, $2, true, true, true, clock_timestamp())' using _redeliver.n, _redeliver.vt;
     end if;
 end $$;

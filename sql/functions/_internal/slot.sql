@@ -127,7 +127,7 @@ begin
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
         v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
         v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
-        v_acks := v_acks || (mq._fill_template(mq._template_ack(), s.queue_id, s.slot) || ' into v_count;');
+        v_acks := v_acks || mq._fill_template(mq._template_ack(), s.queue_id, s.slot);
     end loop;
     execute replace($x$
         create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -149,23 +149,23 @@ begin
         end $y$
         $x$, '{branches}', mq._branches(v_keys, v_appends));
     execute replace($x$
-        create or replace function mq._take_one_0(p_key bigint, p_ack text, p_vt interval) returns mq.delivery
+        create or replace function mq._take_one_0(p_key bigint, p_vt interval) returns mq.delivery
         language plpgsql as $y$
         declare
             r record;
         begin
             {branches}
-            return row(null, null, 0, null, null, null, null)::mq.delivery;      -- nothing was done
+            return null;
         end $y$
         $x$, '{branches}', mq._branches(v_keys, v_takes));
     execute replace($x$
-        create or replace function mq._claim_0(p_key bigint, p_n int, p_ack text, p_vt interval) returns mq._claim
+        create or replace function mq._claim_0(p_key bigint, p_n int, p_vt interval) returns mq._claim
         language plpgsql as $y$
         declare
             r record;
         begin
             {branches}
-            return row(0, null, null, null, null, null)::mq._claim;             -- nothing was done
+            return null;
         end $y$
         $x$, '{branches}', mq._branches(v_keys, v_claims));
     execute replace($x$

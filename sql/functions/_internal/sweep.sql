@@ -101,8 +101,9 @@ begin
     again := case when taken = 0 then v_all else mq._take_back(_sweep_slots.queue_id, _sweep_slots.max_attempts, v_all, null) end;
 end $$;
 
--- Whether a sweep would find a lease that ran out, or a hole. Looks at a bounded number, writes nothing.
-create or replace function mq._is_stale(queue_id int) returns boolean
+-- Whether a sweep would find a lease that ran out, or, behind the open slot, a hole: those of the open one a consumer takes
+-- itself. Looks at a bounded number, writes nothing.
+create or replace function mq._is_stale(queue_id int, open_slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
@@ -110,7 +111,8 @@ declare
 begin
     for v_slot in select x from mq._live_slots(_is_stale.queue_id) as x loop
         execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, 4096))'
-            || ' or mq._has_hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint)' into v_stale;
+            || case when v_slot <> _is_stale.open_slot
+                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint) is not null' else '' end into v_stale;
         if v_stale then
             return true;
         end if;

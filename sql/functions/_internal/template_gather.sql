@@ -1,12 +1,12 @@
 -- _gather_<slot>: one lease over parts of several slices, or over part of a slice that is bigger than n. Takes the
 -- given slices in order, as far as their locks are free; each is looked at with a snapshot newer than its lock. No
--- slices given: first from the last one that was begun, as a consumer of small pieces goes on in order; if nothing is
--- free there, all that are not leased to their end.
+-- slices given: first from p_from, or the last one that was begun, as a consumer of small pieces goes on in
+-- order; if nothing is free there, all that are not leased to their end.
 create or replace function mq._template_gather() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
-create or replace function mq._gather_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slices int[], p_own boolean, p_had boolean, p_n int, p_vt interval)
+create or replace function mq._gather_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slices int[], p_had boolean, p_n int, p_vt interval, p_from int default null)
 returns setof mq.delivery language plpgsql as $$
 declare
     c_class  constant int := {class};
@@ -27,14 +27,14 @@ declare
     a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
     a_rest_xid xid8[];  a_rest_id bigint[];
 begin
-    select x.born, x.first_xids, x.first_ids, x.counts into b from mq.block_{t} as x
+    select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
     if not found then
         return;
     end if;
     v_all := p_slices is null;
     if v_all then
-        select x.slice into g from mq.lease_{t} as x
+        select least(p_from, x.slice) into g from mq.lease_{t} as x
         where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
         order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
         p_slices := array(select generate_series(coalesce(g, 0), cardinality(b.counts) - 1));
@@ -49,12 +49,12 @@ begin
                 order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
                 continue when l.rest = 0;
             end if;
-            continue when not p_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
+            continue when not b.is_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
             select x.part, x.rest, x.rest_xid, x.rest_id into l from mq.lease_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
             order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
             continue when l.rest = 0;
-            if p_had and not p_own and l.part is null then
+            if p_had and not b.is_own and l.part is null then
                 perform mq._count_claim();
             end if;
             v_free := coalesce(l.rest, b.counts[g + 1]);
@@ -92,6 +92,10 @@ begin
     end loop;
     if a_slice is null then
         return;
+    end if;
+    -- For the session's next call: where it goes on.
+    if v_take < v_free or current_setting('mq.begun_{t}', true) <> '' then
+        perform set_config('mq.begun_{t}', case when v_take < v_free then concat_ws('.', p_sub, p_lane, p_block_no, a_slice[cardinality(a_slice)]) else '' end, false);
     end if;
     v_until := clock_timestamp() + p_vt;
     v_receipt := '{q}.{k}.' || p_sub || '.' || p_lane || '.' || p_block_no || '.' || a_slice[1] || '.' || a_part[1] || '.'

@@ -1,4 +1,4 @@
--- The branch of _ack_0 for one slot, and part of _claim_0: acknowledges a whole lease that nothing has happened to yet. The
+-- The branch of _ack_0 for one slot: acknowledges a whole lease that nothing has happened to yet. The
 -- receipt p_ack is well formed.
 create or replace function mq._template_ack() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
@@ -6,10 +6,10 @@ begin
     return $x$
                     insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
                     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
-                    where p_ack is not null and x.subscription = 1 and x.lane = 0 and x.block_no = split_part(p_ack, '.', 5)::bigint
+                    where x.subscription = 1 and x.lane = 0 and x.block_no = split_part(p_ack, '.', 5)::bigint
                       and x.slice = split_part(p_ack, '.', 6)::int and x.part = split_part(p_ack, '.', 7)::int
                       and x.head_slice = x.slice and x.head_part = x.part and x.token::text = split_part(p_ack, '.', 9)
-                    on conflict do nothing returning n
+                    on conflict do nothing returning n into v_count;
             $x$;
 end $f$;
 

@@ -50,8 +50,8 @@ begin
         order by x.subscription desc, x.lane desc, x.block_no desc limit 1);
 end $$;
 
--- Whether an older block has a slice that nobody leased to its end, nor is about to. Takes no lock that stays.
-create or replace function mq._has_hole_{t}(p_sub smallint, p_lane smallint) returns boolean
+-- An older block with a slice that nobody leased to its end, nor is about to; null: none. Takes no lock that stays.
+create or replace function mq._hole_{t}(p_sub smallint, p_lane smallint) returns bigint
 language plpgsql as $$
 declare
     c_class constant int := {class};
@@ -76,11 +76,11 @@ begin
             if pg_try_advisory_lock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
                 and pg_advisory_unlock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
             then
-                return true;
+                return h.block_no;
             end if;
         end loop;
     end loop;
-    return false;
+    return null;
 end $$;
 
 -- Settles what ran out and what was never leased, at most about p_limit messages or 64 MB, and returns them. An ack that has

@@ -1,6 +1,6 @@
 -- The branches of _take_one_0 and _claim_0 for one slot: the common case of a dequeue, in a single statement. It draws a
--- ticket of the current block, leases that slice if its lock is free, and acknowledges the receipt given with it. One
--- message is delivered by the same statement; of more, _read_0 delivers what the claim names.
+-- ticket of the current block and leases that slice if its lock is free. One message is delivered by the same statement;
+-- of more, _read_0 delivers what the claim names. A ticket drawn in vain comes back in place of the receipt.
 --
 -- The statement's snapshot is older than the lock. That is safe here, and only here: what was leased since is seen by
 -- ON CONFLICT, which looks at the index as it is now, and the messages of a block were committed before the block was.
@@ -8,14 +8,14 @@ create or replace function mq._template_take_one() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return mq._template_claim('1', $x$
-                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
                        (select row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
                                    m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
                         from drawn as d
                         cross join lateral (
                             select * from mq.log_{t} as l where l.lane = d.lane and (l.xid, l.msg_id) >= (d.xid, d.msg_id)
                             order by l.lane, l.xid, l.msg_id limit 1) as m
-                        where exists (select from claim)) as taken
+                        where exists (select from claim)),
+                       (select row(null, d.ticket, null, null, null, null, null)::mq.delivery from drawn as d)
                 $x$);
 end $f$;
 
@@ -23,50 +23,46 @@ create or replace function mq._template_claim_many() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return mq._template_claim('p_n', $x$
-                select p_ack is null or exists (select from acked) as is_acked, (select d.is_early from drawn as d) as opens,
                        (select row(d.n, d.lane, d.xid, d.msg_id,
                                    concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token), d.leased_until)::mq._claim
-                        from drawn as d where exists (select from claim)) as taken
+                        from drawn as d where exists (select from claim)),
+                       (select row(null, null, null, null, d.ticket, null)::mq._claim from drawn as d)
                 $x$);
 end $f$;
 
 create or replace function mq._template_claim(n text, result text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return replace(replace(replace($x$
+    return replace(replace($x$
             if pg_sequence_last_value('mq.last_ticket_{t}') & 16383 = {n}
                 and pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') >> 14
             then
-                with acked as (
-                    {ack}),
-                drawn as materialized (
-                    select c.block_no, c.g, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id, c.counts[c.g + 1] as n,
+                with drawn as materialized (
+                    select c.block_no, c.g, c.first_ticket + c.g as ticket, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id, c.counts[c.g + 1] as n,
                            case when c.g < c.born then -1 else 0 end as lane, clock_timestamp() + p_vt as leased_until, gen_random_uuid() as token,
+                           case when c.g >= 0 and c.g < c.slices
+                                then pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int) end as is_free,
                            c.g = c.slices / 8 and c.slices >= 16 as is_early
                     from (select b.*, (nextval('mq.ticket_{t}') - b.first_ticket)::int as g
                           from (select y.block_no, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, y.counts, cardinality(y.counts) as slices
                                 from mq.block_{t} as y
                                 where y.subscription = 1 and y.lane = 0 and y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
                                 order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as b
-                          where b.size = {n} and (p_ack is null or exists (select from acked)) and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c
-                    where c.g >= 0 and c.g < c.slices
-                      and pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int)),
+                          where b.size = {n} and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < b.first_ticket + b.slices - 1) as c),
                 claim as (
                     insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
                                               first_id, first_xid, leased_until, token)
-                    select 1, 0, d.block_no, d.g, 0, d.g, 0, d.n, d.n, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d
+                    select 1, 0, d.block_no, d.g, 0, d.g, 0, d.n, d.n, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d where d.is_free
                     on conflict do nothing returning 1)
-                {result}
+                select (select d.is_early from drawn as d where exists (select from claim)) as opens,
+                       coalesce({result}) as taken
                 into r;
                 if r.opens then
                     perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, true);
                 end if;
-                if not r.is_acked then
-                    perform mq._ack_late({q}, p_ack);
-                end if;
                 return r.taken;
             end if;
-            $x$, '{n}', n), '{result}', result), '{ack}', mq._template_ack());
+            $x$, '{n}', n), '{result}', result);
 end $f$;
 
 -- The branch of _read_0 for one slot: the messages of a claim.
@@ -83,7 +79,8 @@ begin
             $x$;
 end $f$;
 
--- _take_<slot>: leases up to n messages of a lane of this slot, or returns none; before that, acknowledges p_ack.
+-- _take_<slot>: leases up to n messages of a lane of this slot, or returns none. p_ticket was drawn already, and in vain;
+-- p_had: the transaction has written before.
 --
 -- Tickets are drawn one after the other, through the blocks in turn: the current block is the newest whose first ticket
 -- was reached. Whoever draws the ticket an eighth into a block opens the next one behind it, so that there is no moment
@@ -96,13 +93,13 @@ create or replace function mq._template_take() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
-create or replace function mq._take_{t}(p_ack text[], p_sub smallint, p_lane smallint, p_n int, p_vt interval, p_fresh boolean, p_due boolean, p_give_up timestamptz)
+create or replace function mq._take_{t}(p_ticket bigint, p_sub smallint, p_lane smallint, p_n int, p_vt interval, p_fresh boolean, p_due boolean, p_had boolean, p_give_up timestamptz)
 returns setof mq.delivery language plpgsql as $$
 declare
     c_class constant int := {class};
     b       record;
     g       bigint;
-    v_ticket bigint;
+    v_ticket bigint := p_ticket;
     v_after bigint := 0;
     v_ahead boolean := false;
     v_own   boolean;
@@ -116,10 +113,16 @@ declare
     v_mine  boolean;
     v_due   boolean;
     a_slices int[];
-    v_had   boolean := pg_current_xact_id_if_assigned() is not null;
 begin
-    if p_ack is not null and mq._ack_{t}(p_ack) is null then
-        perform mq._ack_late({q}, array_to_string(p_ack, '.'));
+    -- Who began a slice goes on there, though others may be in a later block by now: so it neither leaves the rest of one
+    -- slice after the other behind, nor, in a long transaction, keeps the locks of them.
+    if current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
+        return query select * from mq._gather_{t}(p_sub, p_lane, split_part(current_setting('mq.begun_{t}'), '.', 3)::bigint, null, p_had, p_n, p_vt,
+            split_part(current_setting('mq.begun_{t}'), '.', 4)::int);
+        if found then
+            return;
+        end if;
+        perform set_config('mq.begun_{t}', '', false);
     end if;
     for v_round in 1 .. 100 loop
         select y.block_no, y.xid, y.prev, y.cur, y.first_ticket, y.size, y.born, y.first_xids, y.first_ids, y.counts,
@@ -140,10 +143,11 @@ begin
             v_ticket := null;
             continue when g < 0;
             v_ahead := v_ahead or g = b.slices / 8 and b.slices >= 16;
+            a_slices := null;
             -- The common case: a slice is just what is wanted.
             if b.counts[g + 1] = p_n or g = b.slices - 1 then
                 continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int));
-                if v_had and not v_own then
+                if p_had and not v_own then
                     perform mq._count_claim();
                 end if;
                 v_token := gen_random_uuid();
@@ -177,11 +181,16 @@ begin
                     v_count := v_count + b.counts[g + 1];
                     v_ahead := v_ahead or g = b.slices / 8 and b.slices >= 16;
                 end loop;
-                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, a_slices, v_own, v_had, p_n, p_vt);
+                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, a_slices, p_had, p_n, p_vt);
             end if;
             get diagnostics v_count = row_count;
+            if v_count = 0 and a_slices is null then
+                -- Somebody who wanted less has begun it: the rest.
+                return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, array[g::int], p_had, p_n, p_vt);
+                get diagnostics v_count = row_count;
+            end if;
             -- Not in a long transaction, whose block others would have to wait for.
-            if v_ahead and not v_had then
+            if v_ahead and not p_had then
                 perform mq._open_ahead_{t}(p_sub, p_lane, p_n, p_fresh, p_due);
                 v_ahead := false;
             end if;
@@ -191,7 +200,7 @@ begin
         end loop;
         -- Slices that are bigger than n, in order: each is a cursor of its own.
         if b.size > p_n then
-            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 return;
@@ -214,9 +223,7 @@ begin
             end if;
             return;
         elsif not v_ready and v_due is not true then
-            -- Holes of the newest block are taken here, those of older ones by the sweep.
-            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            return;
+            exit;
         end if;
         -- Take the lane and look again, with a snapshot newer than the lock; where there is nothing to open after
         -- all, the subtransaction gives the locks back. Who fails waits, shared, for the gate that the opener holds:
@@ -236,7 +243,7 @@ begin
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
                 if v_ready then
-                    perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+                    perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
                     v_hole := found;
                 end if;
                 if v_ready and not v_hole then
@@ -256,18 +263,19 @@ begin
         end;
         if v_hole then
             v_ready := false;
-            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
+            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 return;
             end if;
         end if;
-        if v_mine and not v_opened and not v_hole then
-            -- What was there another promotes, or leads elsewhere. Holes may be left.
-            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, v_own, v_had, p_n, p_vt);
-            return;
-        end if;
+        exit when v_mine and not v_opened and not v_hole;       -- what was there another promotes, or leads elsewhere
     end loop;
+    -- Nothing fresh: what others left. In older blocks only where nothing else is looked for after this.
+    return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
+    if not found and not p_had and p_fresh and p_due then
+        return query select * from mq._gather_{t}(p_sub, p_lane, mq._hole_{t}(p_sub, p_lane), null, p_had, p_n, p_vt);
+    end if;
 end $$;
     $x$;
 end $f$;
@@ -282,15 +290,4 @@ begin
         perform mq._too_many_claims();
     end if;
     perform set_config('mq.claims', v_claims::text, true);
-end $$;
-
--- The receipt given to dequeue was not of a fresh lease of the open slot: settle it the long way, or give up.
-create or replace function mq._ack_late(queue_id int, receipt text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    v_name text := (select q.name from mq.queue as q where q.queue_id = _ack_late.queue_id);
-begin
-    if mq._ack(v_name, _ack_late.queue_id, _ack_late.receipt) = 0 then
-        perform mq._lease_lost(v_name);
-    end if;
 end $$;
