@@ -12,14 +12,14 @@ set enable_seqscan = off set enable_bitmapscan = off set jit = off
 set lock_timeout = '2s' as $$
 declare
     v_id       int;
-    v_home     oid;
+    v_home     text;
     v_register bigint;
     v_key      bigint;
     v_count    int;
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the open segment (others may be gone) that
     -- nothing has happened to yet.
-    select case when x.home_relation = 'mq.queue'::regclass::oid and ack.msg_ids is null and ack.result is null
+    select case when (x.home = current_setting('mq.home', true) or mq._is_at_home(x.home)) and ack.msg_ids is null and ack.result is null
                      and starts_with(ack.receipt, x.queue_id || '.' || (x.content & 65535) || '.1.0.')
                      and ack.receipt ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(ack.receipt, '.', 5)) between 1 and 18
                      and length(split_part(ack.receipt, '.', 6)) between 1 and 9 and length(split_part(ack.receipt, '.', 7)) between 1 and 9
@@ -27,7 +27,7 @@ begin
                      and length(split_part(ack.receipt, '.', 9)) = 36 and split_part(ack.receipt, '.', 10) = ''
                 then x.queue_id::bigint * 65536 + (x.content & 65535) end
       into v_key
-    from (select q.queue_id, q.home_relation, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;
+    from (select q.queue_id, q.home, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;
     if v_key is not null then
         v_count := mq._ack_0(v_key, ack.receipt);
         if v_count is not null then
@@ -38,9 +38,9 @@ begin
     if result is not null then
         perform mq._not_yet('result');
     end if;
-    select q.queue_id, q.home_relation, pg_sequence_last_value(q.register) into v_id, v_home, v_register
+    select q.queue_id, q.home, pg_sequence_last_value(q.register) into v_id, v_home, v_register
     from mq.queue as q where q.name = ack.queue;
-    if v_home <> 'mq.queue'::regclass::oid then
+    if not mq._is_at_home(v_home) then
         perform mq._repair(v_id);       -- a copy: its receipts are void
     elsif v_register is null then
         perform mq._queue_not_found(ack.queue);

@@ -42,13 +42,13 @@ begin
       into v_key, v_vt, v_begun, v_is_plain, v_is_common
     from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
                  pg_current_xact_id_if_assigned() is not null as begun,
-                 y.home_relation = 'mq.queue'::regclass::oid and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+                 (y.home = current_setting('mq.home', true) or mq._is_at_home(y.home)) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
                  and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
                               and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
                               and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
                               and length(split_part(dequeue.ack, '.', 8)) between 1 and 18 and split_part(dequeue.ack, '.', 8) >= '1'
                               and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_plain
-          from (select z.queue_id, z.visibility_timeout, z.paused, z.home_relation, pg_sequence_last_value(z.register) as content
+          from (select z.queue_id, z.visibility_timeout, z.paused, z.home, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
     if v_is_plain and dequeue.ack is not null then
         dequeue.ack := case when mq._ack_0(v_key, dequeue.ack) is null then dequeue.ack end;    -- null: it is done
@@ -77,10 +77,10 @@ begin
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
     -- The register is null once the queue was dropped.
-    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home_relation, pg_sequence_last_value(x.register) as content
+    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, pg_sequence_last_value(x.register) as content
     into q from mq.queue as x where x.name = dequeue.queue;
     v_register := q.content;
-    if q.home_relation <> 'mq.queue'::regclass::oid then
+    if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
         if dequeue.ack is null then
             return;     -- what was repaired is for others, and for the next call

@@ -1,10 +1,15 @@
 create or replace function mq.drop_queue(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
-    q         mq.queue := mq._queue(drop_queue.queue, false);
+    q         mq.queue;
     v_routine regprocedure;
     v_table   regclass;
 begin
+    -- Not by _queue: a copy need not be repaired to be dropped.
+    select * into q from mq.queue as x where x.name = drop_queue.queue;
+    if not found then
+        perform mq._queue_not_found(drop_queue.queue);
+    end if;
     -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
     perform mq._lock_generated();
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));

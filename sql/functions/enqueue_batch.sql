@@ -29,8 +29,8 @@ begin
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
     perform mq._check_options(priority, ordering_key, dedup_key, ttl);
-    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = enqueue_batch.queue;
-    if q.home_relation <> 'mq.queue'::regclass::oid then
+    select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home into q from mq.queue as x where x.name = enqueue_batch.queue;
+    if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
     end if;
     v_register := pg_sequence_last_value(q.register);

@@ -30,13 +30,13 @@ begin
     -- and nothing else with it, as above.
     select x.queue_id into v_copy from mq.queue as x
     where (maintain.queue is null or x.name = maintain.queue)
-      and (x.home_relation <> 'mq.queue'::regclass::oid or x.home_system not in (0, mq._system_identifier()))
+      and mq._is_copy(x.queue_id, x.home)
     order by random() limit 1;
     if pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(v_copy, -3)) then
         begin
             -- Again, behind the lock: it may be dropped, or repaired.
             select x.* into q from mq.queue as x
-            where x.queue_id = v_copy and (x.home_relation <> 'mq.queue'::regclass::oid or x.home_system not in (0, mq._system_identifier()));
+            where x.queue_id = v_copy and mq._is_copy(x.queue_id, x.home);
             -- A slot made in the same transaction would be gone, were that rolled back, but not what the register says.
             if mq._empty_slot(q.queue_id) is not null then
                 perform mq._repair(q.queue_id, '1 second');
@@ -67,7 +67,7 @@ begin
             end if;
             -- Somebody may have dropped it, or rotated, before we had the lock.
             continue when not exists (select from mq.queue as x where x.queue_id = q.queue_id);
-            if q.home_relation <> 'mq.queue'::regclass::oid or q.home_system not in (0, mq._system_identifier()) then
+            if mq._is_copy(q.queue_id, q.home) then
                 return next (q.name, 'busy', 'this is a copy of another database, to be repaired when nobody uses it')::mq.upkeep;
                 continue;
             end if;

@@ -1,7 +1,7 @@
 create or replace function mq.rotate_segment(queue text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s' as $$
 declare
-    v_copy constant boolean := exists (select from mq.queue as x where x.name = rotate_segment.queue and x.home_relation <> 'mq.queue'::regclass::oid);
+    v_copy constant boolean := exists (select from mq.queue as x where x.name = rotate_segment.queue and not mq._is_at_home(x.home));
     q      mq.queue := mq._queue(rotate_segment.queue, false);
     v_last bigint;
 begin

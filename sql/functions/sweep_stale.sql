@@ -16,7 +16,7 @@ begin
         perform mq._queue(sweep_stale.queue);
     end if;
     for q in select * from mq.queue as x where (sweep_stale.queue is null or x.name = sweep_stale.queue) and pg_sequence_last_value(x.register) > 0
-        and x.home_relation = 'mq.queue'::regclass::oid order by x.queue_id
+        and mq._is_at_home(x.home) order by x.queue_id
     loop
         select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
         v_sum := v_sum + v_taken;

@@ -18,9 +18,8 @@ create table mq.queue (
     msg_ids            regclass not null,
     register           regclass not null,
     notified           regclass not null,
-    -- Where the stored transaction ids come from. A copy in another database or cluster has other values.
-    home_relation      oid not null,
-    home_system        bigint not null,
+    -- Where the stored transaction ids come from (mq._home): in another database or cluster this is a copy.
+    home               text not null,
     constraint queue_pkey primary key (queue_id),
     constraint queue_name_key unique (name),
     constraint queue_name_check check (name ~ '^[A-Za-z0-9_.-]{1,48}$'),

@@ -559,7 +559,7 @@ def test_upkeep_repairs_a_copy_whose_catalogue_has_the_same_oid(conn: psycopg.Co
     # A logical copy: rows, and sequences as they were made.
     for sequence in (f"register_{number(conn)}", f"msg_id_{number(conn)}"):
         conn.execute(f"alter sequence mq.{sequence} restart")
-    conn.execute("update mq.queue set home_system = 1")
+    conn.execute("update mq.queue set home = 'mq.queue'::regclass::oid || '.1'")
     assert maintain(conn) == ["repaired"]
     assert ack(conn, receipt) == 0
     assert put(conn, "c") == 3
@@ -588,7 +588,9 @@ def test_defaults_of_the_caller_for_tables_are_ignored(
                 put(caller, "a", name)
                 rotate(caller, name)
                 maintain(caller, name)
-        conn.execute("update mq.queue set home_system = 1 where name = 'q'")
+        conn.execute(
+            "update mq.queue set home = 'mq.queue'::regclass::oid || '.1' where name = 'q'"
+        )
         assert maintain(caller) == ["repaired"]
         assert value(conn, "select count(*) from mq.slot") >= 6
         found = conn.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import psycopg
@@ -30,14 +31,14 @@ from support.server import Server
 from support.server import database as server_database
 
 pytestmark = pytest.mark.matrix
-database = race.database
+database, session = race.database, race.session
 
 
 @pytest.fixture(autouse=True)
 def queue(database: str) -> str:
     # A test that failed may leave it broken.
     with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute("update mq.queue set home_relation = 'mq.queue'::regclass::oid")
+        conn.execute("update mq.queue set home = mq._home()")
     race.fresh(database, "q")
     return "q"
 
@@ -50,7 +51,7 @@ def rotation_rolled_back(connect: Connect) -> None:
 
 def from_elsewhere(conn: psycopg.Connection) -> None:
     """As after a restore: what is stored came from another database."""
-    conn.execute("update mq.queue set home_relation = 1")
+    conn.execute("update mq.queue set home = '1.1'")
 
 
 def make_due(conn: psycopg.Connection) -> None:
@@ -301,3 +302,131 @@ def test_a_logical_copy_is_delivered_once(
     rotate(replica)
     maintain(replica)
     assert ack(conn, old) == 2  # the original goes on
+
+
+# -- a copy in another cluster, where mq.queue has the same oid -------------------------------------
+
+
+def in_another_cluster(conn: psycopg.Connection) -> None:
+    """As after a restore into a fresh cluster, which gives the oids that the old one had."""
+    conn.execute("update mq.queue set home = 'mq.queue'::regclass::oid || '.1'")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select mq.enqueue('q', '1')",
+        "select mq.enqueue_batch('q', array['1'::jsonb])",
+        "copy mq.inbox (queue, payload) from stdin",
+        "select mq.dequeue('q')",
+        "select mq.ack('q', {receipt})",
+        "select mq.nack('q', {receipt})",
+        "select mq.extend('q', {receipt})",
+        "select mq.dequeue('q', ack => {receipt})",
+        "select mq.redrive('q')",
+        "select mq.purge_queue('q')",
+        "select mq.rotate_segment('q')",
+    ],
+)
+def test_whatever_is_called_first_notices(
+    conn: psycopg.Connection, connect: Connect, call: str
+) -> None:
+    # Transaction ids of here would fall between those that are stored: what is enqueued would be in the middle of a slice.
+    fill(conn, 3)
+    receipt = lease(conn)
+    in_another_cluster(conn)
+    with connect() as caller, contextlib.suppress(psycopg.DatabaseError):
+        if call.startswith("copy"):
+            with caller.cursor().copy(call) as copy:
+                copy.write("q\t1\n")
+        else:
+            caller.execute(call.format(receipt=sql.Literal(receipt).as_string()))
+    if "ack => " in call or "dequeue('q')" in call or "extend" in call:
+        conn.execute("select mq.enqueue('q', '4')")  # what failed, or gave nothing, was undone
+    assert value(conn, "select home = mq._home() from mq.queue")
+
+
+def test_a_session_that_is_at_home_notices_too(conn: psycopg.Connection) -> None:
+    fill(conn, 3)
+    assert take(conn) == [1]
+    in_another_cluster(conn)
+    put(conn, "new")
+    assert value(conn, "select home = mq._home() from mq.queue")
+    assert sorted(map(str, drain(conn))) == ["1", "2", "3", "4"]
+
+
+def test_what_was_taken_stays_so_though_its_transaction_ids_are_those_of_who_repairs(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute(
+        "select mq.enqueue_batch('q', array_fill('1'::jsonb, array[20]), delay => '1 microsecond')"
+    )
+    assert len(drain(conn)) == 20
+    in_another_cluster(conn)
+    caller = session()
+    queue_id = number(conn)
+    for change in ("deferred_{}_{} set xid", "timer_{}_{} set xid", "promotion_{}_{} set due_xid"):
+        for generation in (0, 1):
+            caller.execute(
+                f"update mq.{change.format(queue_id, generation)} = pg_current_xact_id()"
+            )
+    put(caller, "new")
+    caller.commit()
+    assert take(conn, 100) == ["new"]
+    maintain(conn)
+    assert take(conn, 100) == []
+
+
+def test_repairs_that_were_rolled_back_hide_nothing(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 3)
+    in_another_cluster(conn)
+    put(conn, "first")
+    in_another_cluster(conn)
+    failing = session()
+    put(failing, "never")
+    failing.rollback()
+    conn.execute("update mq.queue set home = mq._home()")
+    got = take(conn, 10)
+    maintain(conn)
+    assert got + take(conn, 10) == [1, 2, 3, "first"]
+
+
+def test_an_idle_slot_with_messages_is_not_dropped(conn: psycopg.Connection) -> None:
+    queue_id = number(conn)
+    for _ in range(2):
+        rotate(conn)
+        maintain(conn)
+    conn.execute("update mq.slot set freed_at = '2000-01-01'")
+    free = value(
+        conn,
+        "select max(slot) from mq.slot as s where not exists (select from mq.segment as g where g.slot = s.slot)",
+    )
+    log = f"mq.log_{queue_id}_{free}"
+    conn.execute(f"alter table {log} disable trigger sealed")
+    conn.execute(f"insert into {log} (msg_id, payload) values (1, '1')")
+    conn.execute(f"alter table {log} enable always trigger sealed")
+    for _ in range(3):
+        maintain(conn)
+    assert value(conn, "select count(*) from mq.slot where slot = %s", free) == 1
+
+
+def test_a_copy_that_cannot_be_repaired_can_be_dropped(conn: psycopg.Connection) -> None:
+    fill(conn, 3)
+    from_elsewhere(conn)
+    conn.execute(f"drop table mq.timer_{number(conn)}_1")
+    with pytest.raises(psycopg.DatabaseError):
+        put(conn, "new")
+    conn.execute("select mq.drop_queue('q')")
+    assert value(conn, "select count(*) from mq.queue") == 0
+
+
+def test_who_waits_is_told_of_a_repair(conn: psycopg.Connection, connect: Connect) -> None:
+    fill(conn, 1)
+    lease(conn)
+    waiting = connect()
+    waiting.execute("select mq.listen('q')")
+    from_elsewhere(conn)
+    assert maintain(conn) == ["repaired"]
+    assert len(list(waiting.notifies(timeout=wait.SECONDS, stop_after=1))) == 1

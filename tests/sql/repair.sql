@@ -11,13 +11,13 @@ select mq.nack('repair', :'r', array[2], dead => true);
 select mq.nack('repair', :'r', array[3], delay => '1 hour', reason => 'later');
 select mq.rotate_segment('repair');
 select mq.enqueue('repair', '12');
-update mq.queue set home_relation = 1 where name = 'repair';
+update mq.queue set home = '1.1' where name = 'repair';
 
 select is_empty($$ select * from mq.dequeue('repair', 100) $$, 'the next call repairs; a transaction does not receive what it appended');
 select is((select array_agg(msg_id order by msg_id) from mq.dequeue('repair', 100)), array[4, 5, 6, 7, 8, 9, 10, 12]::bigint[],
     'then what was ready or leased is delivered, without what was settled');
 select is((select delivered_total || ' ' || settled_total from mq.queue_stats('repair')), '12 1', 'the totals go on');
-select is((select home_relation from mq.queue where name = 'repair'), 'mq.queue'::regclass::oid, 'once and for all');
+select is((select home from mq.queue where name = 'repair'), mq._home(), 'once and for all');
 select is(mq.ack('repair', :'r'), 0, 'receipts of the original are void');
 select is((select payload || headers from mq.peek('repair', 100) where msg_id = 5), '5'::jsonb || '{"h": 1}'::jsonb, 'messages are what they were');
 select is((mq.message_status('repair', 2)).state, 'dead', 'a dead letter is one still');
@@ -29,10 +29,10 @@ select is(mq.enqueue('repair', '13'), 13::bigint, 'numbers go on');
 select is((select payload from mq.dequeue('repair', 100)), '13'::jsonb, 'and so does delivery');
 
 -- Other functions notice too, and numbers are mended where sequences were not copied.
-update mq.queue set home_relation = 1 where name = 'repair';
+update mq.queue set home = '1.1' where name = 'repair';
 do $$ begin perform setval((select msg_ids from mq.queue where name = 'repair'), 1); end $$;
 select is(mq.enqueue('repair', '14'), 14::bigint, 'an enqueue repairs as well');
-update mq.queue set home_system = 1 where name = 'repair';
+update mq.queue set home = 'mq.queue'::regclass::oid || '.1' where name = 'repair';
 select is((select array_agg(action) @> '{repaired}' from mq.maintain('repair')), true, 'maintain notices another cluster');
 select is_empty($$ select * from mq.maintain('repair') where action = 'repaired' $$, 'once');
 select test.make_due('repair');

@@ -9,7 +9,7 @@ declare
 begin
     -- What is born in a block (lane below 0) stays with it: its opener locked this log while it was the open one, so
     -- it is not sealed yet. What a logical copy brings stays too: it is no home of ours, and mended as a whole.
-    if split_part(tg_table_name, '_', 3) = v_open::text or new.lane < 0 or not mq._is_at_home(v_queue_id) then
+    if split_part(tg_table_name, '_', 3) = v_open::text or new.lane < 0 or not mq._is_home_of(v_queue_id) then
         return new;
     end if;
     execute 'insert into mq.log_' || v_queue_id || '_' || v_open || ' select ($1).*' using new;
@@ -22,7 +22,7 @@ declare
     v_queue_id int := split_part(tg_table_name, '_', 2)::int;
     v_open     bigint := (pg_sequence_last_value(('mq.register_' || v_queue_id)::regclass) >> 32) & 1;
 begin
-    if split_part(tg_table_name, '_', 3) = v_open::text or not mq._is_at_home(v_queue_id) then
+    if split_part(tg_table_name, '_', 3) = v_open::text or not mq._is_home_of(v_queue_id) then
         return new;
     end if;
     execute 'insert into mq.deferred_' || v_queue_id || '_' || v_open || ' select ($1).*' using new;
@@ -30,10 +30,10 @@ begin
 end $$;
 
 -- False while the queue is a copy from elsewhere that was not repaired yet.
-create or replace function mq._is_at_home(queue_id int) returns boolean
+create or replace function mq._is_home_of(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    return exists (select from mq.queue as q where q.queue_id = _is_at_home.queue_id and q.home_relation = 'mq.queue'::regclass::oid);
+    return exists (select from mq.queue as q where q.queue_id = _is_home_of.queue_id and mq._is_at_home(q.home));
 end $$;
 
 -- Puts a fence up, and waits for writers in flight: after it no transaction can add a row, for a row that passed the

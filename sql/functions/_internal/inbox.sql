@@ -17,8 +17,8 @@ begin
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home_relation into q from mq.queue as x where x.name = i.queue;
-        if q.home_relation <> 'mq.queue'::regclass::oid then
+        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home into q from mq.queue as x where x.name = i.queue;
+        if not mq._is_at_home(q.home) then
             perform mq._repair(q.queue_id);
         end if;
         v_register := pg_sequence_last_value(q.register);

@@ -52,6 +52,35 @@ exception
         return 0;
 end $$;
 
+-- Where we are: a restore, or a copy into another database or cluster, is somewhere else. Both parts are needed: a restore
+-- into a fresh cluster often gives mq.queue the oid that it had.
+create or replace function mq._home() returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return 'mq.queue'::regclass::oid || '.' || mq._system_identifier();
+end $$;
+
+-- Whether that is where a queue comes from. The session remembers it, so that the hot path need not ask: the system
+-- identifier is in a file. Where it could not be read (0), the oid decides.
+create or replace function mq._is_at_home(home text) returns boolean
+language plpgsql strict set search_path = pg_catalog, pg_temp as $$
+begin
+    if home is distinct from current_setting('mq.home', true) then
+        if home not in (mq._home(), 'mq.queue'::regclass::oid || '.0') then
+            return false;
+        end if;
+        perform set_config('mq.home', home, false);
+    end if;
+    return true;
+end $$;
+
+-- Whether a queue is a copy: by its home, or as transaction ids ran backwards.
+create or replace function mq._is_copy(queue_id int, home text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return not mq._is_at_home(_is_copy.home) or mq._ran_backwards(_is_copy.queue_id);
+end $$;
+
 -- The row of a queue, for functions that are not on the hot path. Those that lock its row, or its upkeep, look at the
 -- register only behind that lock: drop_queue takes the three in this order.
 create or replace function mq._queue(queue text, and_register boolean default true) returns mq.queue
@@ -62,7 +91,7 @@ begin
     select * into q from mq.queue as x where x.name = _queue.queue;
     if not found then
         perform mq._queue_not_found(_queue.queue);
-    elsif q.home_relation <> 'mq.queue'::regclass::oid then
+    elsif not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
         select * into q from mq.queue as x where x.name = _queue.queue;
         if not found then

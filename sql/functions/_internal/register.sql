@@ -19,6 +19,14 @@ begin
                    | (old_alive::int::bigint << 33));
 end $$;
 
+-- The head that a register has to have once another slot opens. It may be that very slot, as it was before a repair, or since
+-- one that was rolled back: then it is the one that was open.
+create or replace function mq._head_besides(value bigint, slot int) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return case when (value >> 16) & 65535 = slot then value & 65535 else (value >> 16) & 65535 end;
+end $$;
+
 -- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is
 -- a slice; -1 a lane, -2 promotion, -3 upkeep, -5 "somebody notifies", -6 the sweep, -7 the generated functions. Who waits
 -- has a class of its own (_internal/notify.sql).

@@ -18,10 +18,8 @@ begin
     perform set_config('lock_timeout', (extract(epoch from _repair.patience) * 1000)::int::text, true);       -- of this function
     begin
         perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_repair.queue_id, -3));
-        select * into q from mq.queue as x where x.queue_id = _repair.queue_id for update;
-        if q.queue_id is null
-            or q.home_relation = 'mq.queue'::regclass::oid and q.home_system in (0, mq._system_identifier()) and not mq._ran_backwards(q.queue_id)
-        then
+        select * into q from mq.queue as x where x.queue_id = _repair.queue_id for no key update;
+        if q.queue_id is null or not mq._is_copy(q.queue_id, q.home) then
             raise exception using errcode = 'MQ000';        -- somebody else was faster: gives the locks back
         end if;
     exception
@@ -30,13 +28,13 @@ begin
     end;
     v_new := mq._empty_slot(q.queue_id);
     while v_new is null loop
-        if q.home_relation = 'mq.queue'::regclass::oid
+        if mq._is_at_home(q.home)
             and exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id())
         then
             return false;       -- this transaction made one
         end if;
         v_new := mq._make_slot(q.queue_id);
-        if v_new is not null and q.home_relation = 'mq.queue'::regclass::oid then
+        if v_new is not null and mq._is_at_home(q.home) then
             return false;
         elsif v_new is null and clock_timestamp() > v_give_up then
             perform mq._in_use();
@@ -77,11 +75,11 @@ begin
         perform setval(q.msg_ids, v_last);
     end if;
     perform setval(q.notified, 1);
-    update mq.queue as x set home_relation = 'mq.queue'::regclass::oid, home_system = mq._system_identifier()
-    where x.queue_id = q.queue_id;
+    update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
     -- If this is rolled back, that stays: so the head is still the old one, and both sets of what is deferred are read.
     -- Upkeep puts that right.
-    perform mq._set_register(q.register, v_new, (coalesce(pg_sequence_last_value(q.register), 0) >> 16 & 65535)::int, 0, true);
+    perform mq._set_register(q.register, v_new, mq._head_besides(coalesce(pg_sequence_last_value(q.register), 0), v_new), 0, true);
+    perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return true;
 end $f$;
 
@@ -98,26 +96,27 @@ begin
           and pg_relation_size(to_regclass(format('mq.log_%s_%s', s.queue_id, s.slot))) = 0);
 end $$;
 
--- Moves what waits in one deferral set to the other. What the other set holds with our own transaction id is new already;
--- timers, not windows, tell what was taken.
+-- Moves what waits in one deferral set to the other, the first time with no transaction id, by which the second time knows
+-- it: that is new already. Timers, not windows, tell what was taken.
 create or replace function mq._copy_deferred(queue_id int, from_set int, to_set int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off as $f$
 begin
-    execute replace(replace($x$
+    execute replace(replace(replace($x$
         alter table mq.deferred_{b} disable trigger sealed;
-        insert into mq.deferred_{b} (msg_id, due_at, enqueued_at, attempt, payload, headers, history)
-        select x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history
+        insert into mq.deferred_{b} (xid, msg_id, due_at, enqueued_at, attempt, payload, headers, history)
+        select {xid}, x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history
         from mq.deferred_{a} as x
         left join mq.timer_{a} as t on t.xid = x.xid and t.msg_id = x.msg_id
         left join (select * from mq.promotion_{a} order by no desc limit 1) as p on true
         where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)
-           or x.xid = pg_current_xact_id();
+           or x.xid = '0';
         truncate mq.deferred_{a}, mq.timer_{a}, mq.promotion_{a};
         alter table mq.deferred_{b} enable always trigger sealed;
-        $x$, '{a}', _copy_deferred.queue_id || '_' || from_set), '{b}', _copy_deferred.queue_id || '_' || to_set);
+        $x$, '{xid}', case when to_set = 1 then '''0''' else 'pg_current_xact_id()' end), '{a}', _copy_deferred.queue_id || '_' || from_set), '{b}', _copy_deferred.queue_id || '_' || to_set);
 end $f$;
 
--- Whether the newest block of a live slot was opened with a transaction id that this cluster has not reached.
+-- Whether the newest block of a live slot was opened, or something was promoted, with a transaction id that this cluster has
+-- not reached.
 create or replace function mq._ran_backwards(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -131,5 +130,14 @@ begin
             return true;
         end if;
     end loop;
+    for v_slot in 0 .. 1 loop
+        execute format('select p.prev from mq.promotion_%s_%s as p order by p.no desc limit 1', _ran_backwards.queue_id, v_slot) into v_prev;
+        if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
+            return true;
+        end if;
+    end loop;
     return false;
+exception
+    when lock_not_available or undefined_table then
+        return false;       -- being emptied, or dropped: another time
 end $$;

@@ -66,11 +66,7 @@ begin
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
     update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _rotate.queue_id and s.slot = v_slot;
-    -- The head may still be where it was before a repair, in the slot that opens now: then it is the one that was open.
-    if (v_value >> 16) & 65535 = v_slot then
-        v_value := (v_value & ~(65535::bigint << 16)) | ((v_value & 65535) << 16);
-    end if;
-    perform setval(q.register, (v_value & ~65535::bigint) | v_slot);
+    perform setval(q.register, (v_value & ~(4294967295::bigint)) | (mq._head_besides(v_value, v_slot)::bigint << 16) | v_slot);
     return true;
 end $$;
 
@@ -202,6 +198,7 @@ begin
         from mq.queue as q join mq.slot as s on s.queue_id = q.queue_id
         where q.queue_id = _idle_slot.queue_id and s.slot <> pg_sequence_last_value(q.register) & 65535
           and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
+          and pg_relation_size(to_regclass(format('mq.log_%s_%s', s.queue_id, s.slot))) = 0   -- never hidden messages
         having count(*) > 1);
 end $$;
 
