@@ -402,13 +402,14 @@ def test_one_of_many_drops_at_once_wins(
         conn.execute("select mq.create_queue('q')")
 
 
+@pytest.mark.parametrize("options", ["", ", if_not_exists => true"])
 def test_a_queue_that_is_being_dropped_is_created_anew(
-    conn: psycopg.Connection, session: Connect, background: Background
+    conn: psycopg.Connection, session: Connect, background: Background, options: str
 ) -> None:
     put(conn, "old")
     dropping, creating = session(), session(autocommit=True)
     dropping.execute("select mq.drop_queue('q')")
-    created = background(creating.execute, "select mq.create_queue('q', if_not_exists => true)")
+    created = background(creating.execute, f"select mq.create_queue('q'{options})")
     wait.until_blocked(conn, wait.backend_pid(creating), by=wait.backend_pid(dropping))
     dropping.commit()
     assert said(created) == ""

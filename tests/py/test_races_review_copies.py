@@ -387,10 +387,8 @@ def test_repairs_that_were_rolled_back_hide_nothing(
     failing = session()
     put(failing, "never")
     failing.rollback()
-    conn.execute("update mq.queue set home = mq._home()")
-    got = take(conn, 10)
-    maintain(conn)
-    assert got + take(conn, 10) == [1, 2, 3, "first"]
+    conn.execute("update mq.queue set home = mq._home()")  # so that nothing is repaired now
+    assert take(conn, 10) == [1, 2, 3, "first"]
 
 
 def test_an_idle_slot_with_messages_is_not_dropped(conn: psycopg.Connection) -> None:

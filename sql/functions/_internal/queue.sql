@@ -63,9 +63,9 @@ end $$;
 -- Whether that is where a queue comes from. The session remembers it, so that the hot path need not ask: the system
 -- identifier is in a file. Where it could not be read (0), the oid decides.
 create or replace function mq._is_at_home(home text) returns boolean
-language plpgsql strict set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if home is distinct from current_setting('mq.home', true) then
+    if home <> coalesce(current_setting('mq.home', true), '') then
         if home not in (mq._home(), 'mq.queue'::regclass::oid || '.0') then
             return false;
         end if;
