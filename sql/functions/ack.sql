@@ -19,7 +19,7 @@ declare
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the open segment (others may be gone) that
     -- nothing has happened to yet.
-    select case when x.home = current_setting('mq.home', true) and ack.msg_ids is null and ack.result is null
+    select case when x.home = concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) and ack.msg_ids is null and ack.result is null
                      and starts_with(ack.receipt, x.queue_id || '.' || (x.content & 65535) || '.1.0.')
                      and ack.receipt ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(ack.receipt, '.', 5)) between 1 and 18
                      and length(split_part(ack.receipt, '.', 6)) between 1 and 9 and length(split_part(ack.receipt, '.', 7)) between 1 and 9

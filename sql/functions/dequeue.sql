@@ -42,7 +42,7 @@ begin
       into v_key, v_vt, v_begun, v_is_plain, v_is_common
     from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
                  pg_current_xact_id_if_assigned() is not null as begun,
-                 y.home = current_setting('mq.home', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+                 y.home = concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
                  and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
                               and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
                               and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9

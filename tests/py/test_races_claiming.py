@@ -525,6 +525,34 @@ def test_who_begins_slices_of_two_queues_goes_on_in_both(
     assert got == [i for i in range(11, 16) for _ in ("q", "r")]
 
 
+def test_the_rest_of_what_another_began_counts_as_a_claim(
+    conn: psycopg.Connection, connect: Connect, session: Connect
+) -> None:
+    fill(conn, 200)
+    take(conn, 10)
+    assert take(connect()) == [11]
+    greedy = session()
+    greedy.execute("select pg_current_xact_id()")
+    greedy.execute("select set_config('mq.claims', '1000', true)")
+    with pytest.raises(psycopg.DatabaseError) as error:
+        take(greedy)
+    assert error.value.sqlstate == "MQ007"
+
+
+def test_tickets_of_what_others_took_without_cost_no_locks(
+    conn: psycopg.Connection, connect: Connect, session: Connect
+) -> None:
+    fill(conn, 640)
+    take(conn, 10)
+    other = connect()
+    assert [i for _ in range(630) for i in take(other)] == list(range(11, 641))
+    poll, writing = session(), session()
+    writing.execute("select pg_current_xact_id()")
+    for consumer, most in ((poll, 1), (writing, 0)):
+        assert take(consumer, 10) == []
+        assert race.advisory_locks(consumer, conn) <= most
+
+
 def test_what_a_small_consumer_began_and_left_is_found_by_others(
     conn: psycopg.Connection, session: Connect
 ) -> None:

@@ -355,6 +355,24 @@ def test_a_session_that_is_at_home_notices_too(conn: psycopg.Connection) -> None
     assert sorted(map(str, drain(conn))) == ["1", "2", "3", "4"]
 
 
+def test_a_session_that_outlives_the_restore_notices_too(
+    conn: psycopg.Connection, server: Server, connect: Connect
+) -> None:
+    # A dump of the same database, restored in place: mq.queue has another oid, and the queues say the old one.
+    fill(conn, 3)
+    receipt = lease(conn)
+    conn.execute("alter table mq.queue rename to was")
+    conn.execute("create table mq.queue (like mq.was including all)")
+    try:
+        conn.execute("insert into mq.queue overriding system value select * from mq.was")
+        assert ack(conn, receipt) == 0
+        assert value(conn, "select home = mq._home() from mq.queue")
+        assert sorted(map(str, drain(conn))) == ["1", "2", "3"]
+    finally:
+        conn.execute("drop table mq.queue")
+        conn.execute("alter table mq.was rename to queue")
+
+
 def test_what_was_taken_stays_so_though_its_transaction_ids_are_those_of_who_repairs(
     conn: psycopg.Connection, session: Connect
 ) -> None:

@@ -60,16 +60,16 @@ begin
     return 'mq.queue'::regclass::oid || '.' || mq._system_identifier();
 end $$;
 
--- Whether that is where a queue comes from. The session remembers it, so that the hot path need not ask: the system
--- identifier is in a file. Where it could not be read (0), the oid decides.
+-- Whether that is where a queue comes from. The session remembers the system identifier (mq.system), which cannot change
+-- and is in a file, so that the hot path need not ask. Where it could not be read (0), the oid decides.
 create or replace function mq._is_at_home(home text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if home <> coalesce(current_setting('mq.home', true), '') then
+    if home <> concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) then
         if home not in (mq._home(), 'mq.queue'::regclass::oid || '.0') then
             return false;
         end if;
-        perform set_config('mq.home', home, false);
+        perform set_config('mq.system', split_part(home, '.', 2), false);
     end if;
     return true;
 end $$;

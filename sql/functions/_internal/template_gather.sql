@@ -54,7 +54,7 @@ begin
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
             order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
             continue when l.rest = 0;
-            if p_had and not b.is_own and l.part is null then
+            if p_had and not b.is_own and g is distinct from p_from then     -- which has it locked already
                 perform mq._count_claim();
             end if;
             v_free := coalesce(l.rest, b.counts[g + 1]);

@@ -102,6 +102,7 @@ declare
     v_ticket bigint := p_ticket;
     v_after bigint := 0;
     v_ahead boolean := false;
+    v_vain  boolean := p_ticket is not null;
     v_own   boolean;
     v_count int;
     v_token uuid;
@@ -114,8 +115,8 @@ declare
     v_due   boolean;
     a_slices int[];
 begin
-    -- Who began a slice goes on there, though others may be in a later block by now: so it neither leaves the rest of one
-    -- slice after the other behind, nor, in a long transaction, keeps the locks of them.
+    -- Who began a slice and comes this way again goes on there, though others may be in a later block by now: so it neither
+    -- leaves the rest of one slice after the other behind, nor, in a long transaction, keeps the locks of them.
     if current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
         return query select * from mq._gather_{t}(p_sub, p_lane, split_part(current_setting('mq.begun_{t}'), '.', 3)::bigint, null, p_had, p_n, p_vt,
             split_part(current_setting('mq.begun_{t}'), '.', 4)::int);
@@ -146,6 +147,10 @@ begin
             a_slices := null;
             -- The common case: a slice is just what is wanted.
             if b.counts[g + 1] = p_n or g = b.slices - 1 then
+                -- Where somebody came without a ticket, look before locking: the lock of what is done would be kept.
+                continue when (p_had or v_vain) and not v_own and exists (
+                    select from mq.lease_{t} as x
+                    where x.subscription = p_sub and x.lane = p_lane and x.block_no = b.block_no and x.slice = g and x.rest = 0);
                 continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int));
                 if p_had and not v_own then
                     perform mq._count_claim();
@@ -197,6 +202,7 @@ begin
             if v_count > 0 then
                 return;
             end if;
+            v_vain := true;
         end loop;
         -- Slices that are bigger than n, in order: each is a cursor of its own.
         if b.size > p_n then
