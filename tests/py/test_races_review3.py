@@ -206,6 +206,7 @@ def test_who_waits_for_a_repair_goes_on_in_what_it_made(
     for call in puts:
         assert call.result(wait.SECONDS) > 0
     got = taken.result(wait.SECONDS)
+    assert value(conn, f"select count(*) from mq.log_{number(conn)}_1") == 0
     assert until_five(lambda: drain(conn), got) == ["1", "2", "3", "later", "waited"]
     for _ in range(3):
         maintain(conn)
