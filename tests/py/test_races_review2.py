@@ -237,8 +237,8 @@ def test_a_sweep_that_can_deliver_nothing_is_undone(
     try:
         assert take(polling) == []
         assert advisory_locks(polling, conn) == 0
+        polling.commit()
     finally:
-        polling.rollback()
         conn.execute(look)
     assert sweep(conn) == 1
     opener.rollback()
