@@ -49,9 +49,8 @@ def test_a_backlog(size: int, connect: Connect, almost_empty: Cost) -> None:
 @large(10_000, 100_000)
 def test_leases_of_single_messages(size: int, connect: Connect, almost_empty: Cost) -> None:
     conn = connect()
-    with (
-        conn.transaction()
-    ):  # all of one transaction id, so that only the msg_id leads to a message
+    # All of one transaction id, so that only the msg_id leads to a message.
+    with conn.transaction():
         measure.fill(conn, size + ALMOST_EMPTY)
     conn.execute(
         f"do $$ begin for i in 1 .. {size} loop"

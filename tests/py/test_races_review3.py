@@ -15,6 +15,8 @@ from support.race import (
     advisory_locks,
     drain,
     fill,
+    from_elsewhere,
+    in_another_cluster,
     maintain,
     number,
     put,
@@ -45,18 +47,10 @@ def delay_many(conn: psycopg.Connection, count: int) -> None:
     )
 
 
-def upgraded(conn: psycopg.Connection, *queues: str) -> None:
-    """As after pg_upgrade: the cluster is another, all else is as it was."""
-    conn.execute(
-        "update mq.queue set home = 'mq.queue'::regclass::oid || '.1' where name = any (%s)",
-        (list(queues) or ["q"],),
-    )
-
-
 def ran_backwards(conn: psycopg.Connection) -> None:
     """As on a copy that only its transaction ids tell: producers do not notice."""
     assert conn.execute(
-        f"update mq.block_{number(conn)}_1 set prev = '4000000000:4000000000:'"
+        f"update mq.block_{number(conn)}_1 set prev = '4000000000:4000000000:', cur = null"
     ).rowcount
     assert value(conn, "select mq._is_copy(q.queue_id, q.home) from mq.queue as q")
 
@@ -170,7 +164,7 @@ def test_a_repair_that_is_rolled_back_hides_nothing(
 ) -> None:
     fill(conn, 3)
     put(conn, "later", delay="200 ms")
-    upgraded(conn)
+    in_another_cluster(conn, "q")
     upkeep = session()
     assert maintain(upkeep) == ["repaired"]
     upkeep.rollback()
@@ -217,7 +211,7 @@ def test_a_copy_is_used_while_a_queue_is_created(
     conn: psycopg.Connection, session: Connect
 ) -> None:
     fill(conn, 3)
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     creating = session()
     creating.execute("select mq.create_queue('other')")
     quick = session(autocommit=True)
@@ -230,7 +224,7 @@ def test_a_copy_is_used_while_a_queue_is_created(
 def test_upkeep_of_a_copy_waits_for_nobody(conn: psycopg.Connection, session: Connect) -> None:
     fill(conn, 3)
     conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [number(conn)] * 2)  # none is free
-    upgraded(conn)
+    in_another_cluster(conn, "q")
     creating = session()
     creating.execute("select mq.create_queue('other')")
     assert maintain(conn) == ["busy"]
@@ -243,7 +237,7 @@ def test_the_first_calls_of_a_copy_wait_for_each_other(
     conn: psycopg.Connection, session: Connect, background: Background
 ) -> None:
     fill(conn, 3)
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     upkeep, callers = session(), [session(autocommit=True) for _ in range(3)]
     upkeep.execute(
         "select pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(%s, -3))", (number(conn),)
@@ -265,7 +259,7 @@ def test_a_repair_makes_a_slot_before_it_needs_one(
     queue_id = number(conn)
     conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [queue_id] * 2)
     # Transaction ids ran backwards, and nothing else says so.
-    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    ran_backwards(conn)
     fill(conn, 1)
     assert take(conn, 10) == [2]
     failing = session()
@@ -278,7 +272,7 @@ def test_a_repair_makes_a_slot_before_it_needs_one(
 
 def test_upkeep_repairs_one_copy_a_call(conn: psycopg.Connection) -> None:
     conn.execute("select mq.create_queue('other')")
-    upgraded(conn, "q", "other")
+    in_another_cluster(conn, "q", "other")
     done = [conn.execute("select queue, action from mq.maintain()").fetchall() for _ in range(3)]
     assert [[action for _, action in calls] for calls in done[:2]] == [["repaired"], ["repaired"]]
     assert "repaired" not in [action for _, action in done[2]]
@@ -290,7 +284,7 @@ def test_a_copy_in_use_does_not_stop_upkeep_of_the_others(
     conn.execute("select mq.create_queue('other')")
     idle = session()
     put(idle, "idle")
-    upgraded(conn, "q", "other")
+    in_another_cluster(conn, "q", "other")
     done: list[tuple[str, str]] = []
 
     def look() -> bool:
@@ -321,7 +315,7 @@ def test_who_came_second_keeps_nothing(
     conn: psycopg.Connection, session: Connect, background: Background
 ) -> None:
     fill(conn, 3)
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     first, second = session(), session()
     put(first, "first")
     call = background(put, second, "second")
@@ -339,7 +333,7 @@ def test_statistics_of_a_copy_whose_repair_was_rolled_back(
 ) -> None:
     fill(conn, 3)
     conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [number(conn)] * 2)
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     failing = session()
     put(failing, "x")
     failing.rollback()
@@ -354,7 +348,7 @@ def test_who_waits_for_messages_makes_one_slot(conn: psycopg.Connection) -> None
     assert take(conn) == [1]
     queue_id = number(conn)
     conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [queue_id] * 2)
-    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    ran_backwards(conn)
     assert take(conn, 10) == [2]
     assert take(conn, 10, wait="1 second") == []
     assert value(conn, "select count(*) from mq.slot where queue_id = %s", queue_id) == 2
@@ -366,7 +360,7 @@ def test_who_finds_that_ids_ran_backwards_waits_for_nobody(
     fill(conn, 2)
     assert take(conn) == [1]
     queue_id = number(conn)
-    conn.execute(f"update mq.block_{queue_id}_1 set prev = '999999999:999999999:', cur = null")
+    ran_backwards(conn)
     assert take(conn, 10) == [2]
     upkeep, consumer = session(), session(autocommit=True)
     upkeep.execute(
@@ -382,7 +376,7 @@ def test_who_finds_that_ids_ran_backwards_waits_for_nobody(
 
 def test_a_copy_is_rotated(conn: psycopg.Connection) -> None:
     fill(conn, 3)
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     rotate(conn)
     rotate(conn)
     assert drain(conn) == [1, 2, 3]
@@ -402,7 +396,7 @@ def test_a_copy_is_rotated(conn: psycopg.Connection) -> None:
 def test_a_copy_that_is_dropped_before_it_is_repaired_is_not_found(
     conn: psycopg.Connection, session: Connect, background: Background, call: str
 ) -> None:
-    conn.execute("update mq.queue set home = '1.1' where name = 'q'")
+    from_elsewhere(conn, "q")
     dropping, caller = session(), session(autocommit=True)
     dropping.execute("select mq.drop_queue('q')")
     called = background(caller.execute, call)

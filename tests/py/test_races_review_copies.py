@@ -11,10 +11,13 @@ from psycopg import sql
 
 from support import race, wait
 from support.race import (
+    Background,
     Connect,
     ack,
     expire,
     fill,
+    from_elsewhere,
+    in_another_cluster,
     lease,
     maintain,
     number,
@@ -47,11 +50,6 @@ def rotation_rolled_back(connect: Connect) -> None:
     with connect(autocommit=False) as failing:
         rotate(failing)
         failing.rollback()
-
-
-def from_elsewhere(conn: psycopg.Connection) -> None:
-    """As after a restore: what is stored came from another database."""
-    conn.execute("update mq.queue set home = '1.1'")
 
 
 def make_due(conn: psycopg.Connection) -> None:
@@ -307,11 +305,6 @@ def test_a_logical_copy_is_delivered_once(
 # -- a copy in another cluster, where mq.queue has the same oid -------------------------------------
 
 
-def in_another_cluster(conn: psycopg.Connection) -> None:
-    """As after a restore into a fresh cluster, which gives the oids that the old one had."""
-    conn.execute("update mq.queue set home = 'mq.queue'::regclass::oid || '.1'")
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -355,9 +348,7 @@ def test_a_session_that_is_at_home_notices_too(conn: psycopg.Connection) -> None
     assert sorted(map(str, drain(conn))) == ["1", "2", "3", "4"]
 
 
-def test_a_session_that_outlives_the_restore_notices_too(
-    conn: psycopg.Connection, server: Server, connect: Connect
-) -> None:
+def test_a_session_that_outlives_the_restore_notices_too(conn: psycopg.Connection) -> None:
     # A dump of the same database, restored in place: mq.queue has another oid, and the queues say the old one.
     fill(conn, 3)
     receipt = lease(conn)
@@ -446,3 +437,33 @@ def test_who_waits_is_told_of_a_repair(conn: psycopg.Connection, connect: Connec
     from_elsewhere(conn)
     assert maintain(conn) == ["repaired"]
     assert len(list(waiting.notifies(timeout=wait.SECONDS, stop_after=1))) == 1
+
+
+def test_ids_of_promotions_that_ran_backwards_are_noticed(conn: psycopg.Connection) -> None:
+    put(conn, "due", delay="1 microsecond")
+    assert len(drain(conn)) == 1
+    put(conn, "later", delay="1 hour")
+    assert conn.execute(
+        f"update mq.promotion_{number(conn)}_0 set prev = '4000000000:4000000000:'"
+    ).rowcount
+    assert maintain(conn) == ["repaired"]
+    assert unsettled(conn) == (0, 1, 0)
+
+
+def test_who_creates_a_queue_does_not_wait_for_a_repair_that_waits_for_it(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    fill(conn, 3)
+    conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [number(conn)] * 2)  # none is free
+    from_elsewhere(conn)
+    creating, producer = session(), session(autocommit=True)
+    creating.execute("select mq._lock_generated()")
+    creating.execute("set local statement_timeout = '2s'")
+    called = background(put, producer, "new")
+    wait.until(lambda: race.advisory_locks(producer, conn), "the repair")
+    with pytest.raises(psycopg.DatabaseError) as error:
+        creating.execute("select mq.create_queue('q')")
+    assert error.value.sqlstate == "MQ002"
+    creating.rollback()
+    assert called.result(wait.SECONDS) > 0
+    assert drain(conn) == [1, 2, 3, 4]

@@ -188,6 +188,23 @@ def outlive(conn: psycopg.Connection) -> None:
     assert "moved" in maintain(conn)
 
 
+def from_elsewhere(conn: psycopg.Connection, *queues: str) -> None:
+    """As after a restore: what these queues (default: all) hold came from another database."""
+    _move_home(conn, "'1.1'", queues)
+
+
+def in_another_cluster(conn: psycopg.Connection, *queues: str) -> None:
+    """As after pg_upgrade, or a restore into a fresh cluster, which gives mq.queue the oid that it had."""
+    _move_home(conn, "'mq.queue'::regclass::oid || '.1'", queues)
+
+
+def _move_home(conn: psycopg.Connection, home: str, queues: tuple[str, ...]) -> None:
+    conn.execute(
+        f"update mq.queue set home = {home} where name = any (%(q)s) or %(q)s = '{{}}'",
+        {"q": list(queues)},
+    )
+
+
 def segments(conn: psycopg.Connection, queue: str = "q") -> int:
     return int(
         value(
