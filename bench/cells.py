@@ -9,7 +9,7 @@ from bench.arena import Arena, Contestant, Figures, warm_up
 from bench.peers import Load
 
 # Messages that wait for the consumers, for each second: more than the fastest of them takes.
-BACKLOG = {1: 20_000, 10: 110_000, 100: 400_000, 1000: 700_000}
+BACKLOG = {1: 20_000, 10: 120_000, 100: 600_000, 1000: 700_000}
 MOST_BACKLOG = 4_000_000
 
 

@@ -19,12 +19,9 @@ declare
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the open segment (others may be gone) that
     -- nothing has happened to yet.
-    select case when x.home = concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) and ack.msg_ids is null and ack.result is null
-                     and starts_with(ack.receipt, x.queue_id || '.' || (x.content & 65535) || '.1.0.')
-                     and ack.receipt ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(ack.receipt, '.', 5)) between 1 and 18
-                     and length(split_part(ack.receipt, '.', 6)) between 1 and 9 and length(split_part(ack.receipt, '.', 7)) between 1 and 9
-                     and length(split_part(ack.receipt, '.', 8)) between 1 and 18 and split_part(ack.receipt, '.', 8) >= '1'
-                     and length(split_part(ack.receipt, '.', 9)) = 36 and split_part(ack.receipt, '.', 10) = ''
+    select case when x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and ack.msg_ids is null and ack.result is null
+                     and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9a-f-]+$'
+                     and starts_with(ack.receipt, concat(x.queue_id, '.', x.content & 65535, '.'))
                 then x.queue_id::bigint * 65536 + (x.content & 65535) end
       into v_key
     from (select q.queue_id, q.home, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;

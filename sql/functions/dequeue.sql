@@ -42,12 +42,9 @@ begin
       into v_key, v_vt, v_begun, v_is_plain, v_is_common
     from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
                  pg_current_xact_id_if_assigned() is not null as begun,
-                 y.home = concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-                 and coalesce(starts_with(dequeue.ack, y.queue_id || '.' || (y.content & 65535) || '.1.0.')
-                              and dequeue.ack ~ '^[0-9.]+[0-9a-f-]+$' and length(split_part(dequeue.ack, '.', 5)) between 1 and 18
-                              and length(split_part(dequeue.ack, '.', 6)) between 1 and 9 and length(split_part(dequeue.ack, '.', 7)) between 1 and 9
-                              and length(split_part(dequeue.ack, '.', 8)) between 1 and 18 and split_part(dequeue.ack, '.', 8) >= '1'
-                              and length(split_part(dequeue.ack, '.', 9)) = 36 and split_part(dequeue.ack, '.', 10) = '', true) as is_plain
+                 y.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+                 and coalesce(dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9a-f-]+$'
+                              and starts_with(dequeue.ack, concat(y.queue_id, '.', y.content & 65535, '.')), true) as is_plain
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
     if v_is_plain and dequeue.ack is not null then

@@ -21,7 +21,7 @@ begin
     -- Few expressions and variables: each is made ready anew in every transaction.
     -- A key is null once the queue was dropped.
     select x.queue_id::bigint * 65536 + (pg_sequence_last_value(x.register) & 65535), x.notify,
-           x.home = concat('mq.queue'::regclass::oid, '.', current_setting('mq.system', true)) and enqueue.payload is not null
+           x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and enqueue.payload is not null
            and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
       into v_key, v_notify, v_is_common from mq.queue as x where x.name = enqueue.queue;
     if v_is_common then

@@ -205,10 +205,13 @@ begin
                   mq._branches(keys[:v_half], bodies[:v_half]), mq._branches(keys[v_half + 1:], bodies[v_half + 1:]));
 end $$;
 
+-- {token} is never used twice, though positions are: 53 random bits, and the microsecond in case somebody has called setseed.
+-- gen_random_uuid asks OpenSSL, which is cold by then: 5 of the 170 us of a dequeue.
 create or replace function mq._fill_template(template text, queue_id int, slot int) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return replace(replace(replace(replace(replace(replace(_fill_template.template,
+    return replace(replace(replace(replace(replace(replace(replace(_fill_template.template,
+        '{token}', $$lpad(to_hex((random() * 9e18)::bigint), 32, to_hex((date_part('epoch', clock_timestamp()) * 1e6)::bigint))::uuid$$),
         '{t}', _fill_template.queue_id || '_' || _fill_template.slot),
         '{q}', _fill_template.queue_id::text),
         '{k}', _fill_template.slot::text),

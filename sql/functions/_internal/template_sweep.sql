@@ -141,7 +141,7 @@ begin
         exit when v_sum >= p_limit or v_bytes >= 67108864;
         continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed}) & 2147483647)::int);
         -- With the slice locked, look again with a newer snapshot; then lease the rest of it to nobody.
-        v_token := gen_random_uuid();
+        v_token := {token};
         insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
                                   first_id, first_xid, leased_until, token)
         select p_sub, p_lane, h.block_no, h.slice, coalesce(e.part + 1, 0), h.slice, coalesce(e.part + 1, 0),
