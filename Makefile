@@ -12,7 +12,7 @@ PIP  := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-sql test-py test-matrix test-perf test-faults test-mutants \
-        test-docker model lint format bench bench-full bench-targets bench-prototype clean
+        test-docker model lint format bench bench-full bench-targets bench-prototype soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-targets: $(VENV)/.bench-installed ## what must hold, target by target; hou
 
 bench-prototype: $(VENV)/.installed ## the comparison with the prototype (ARGS=...)
 	@$(PY) bench/prototype.py $(ARGS)
+
+soak: $(VENV)/.bench-installed ## half an hour at 80 % of mq's peak, with faults: nothing may grow (ARGS="--minutes 3")
+	@$(PY) -m bench soak $(ARGS)
 
 clean: ## removes .venv, .cache and everything else that was made here
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

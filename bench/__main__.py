@@ -8,6 +8,7 @@ python -m bench --cell 'drain n=1 *' --contestants 'mq:next plain:next'
 python -m bench targets               what must hold, target by target, medians of five rounds; hours, goes on
 python -m bench targets --only 'plain n=1 *'
 python -m bench --tables FILE         tables and plots of what was measured
+python -m bench soak                  half an hour at 80 % of the peak, with faults; options of its own
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ import argparse
 import datetime
 import fnmatch
 import os
-import platform
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,13 @@ from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
 from bench import matrix, tables, targets  # noqa: E402
-from bench.arena import SETTINGS, Arena, Contestant, arena  # noqa: E402
+from bench.about import header  # noqa: E402
+from bench.arena import Arena, Contestant, arena  # noqa: E402
 from bench.cells import Cell, Race  # noqa: E402
 from bench.peers import Absent, Failed  # noqa: E402
 from bench.results import Store  # noqa: E402
 from bench.revision import revision  # noqa: E402
+from bench.soak import cli as soak  # noqa: E402
 from support.binaries import Unavailable  # noqa: E402
 
 SECONDS = 2.0
@@ -107,37 +108,6 @@ def one(
 
 def note_absent(store: Store, cell: Cell, contestant: str, reason: str) -> None:
     store.add({"cell": cell.name, "key": cell.key, "contestant": contestant, "absent": reason})
-
-
-def header(place: Arena, names: Iterable[str], seconds: float) -> dict[str, Any]:
-    """What was measured where: kept in the file, and printed."""
-    versions = {}
-    for name in sorted({Contestant.parse(n).peer.name for n in names}):
-        try:
-            versions[name] = Contestant.parse(name).peer.version(place.server)
-        except Absent as absent:
-            versions[name] = f"absent: {absent}"
-    with place.server.connect() as conn:
-        row = conn.execute("select version()").fetchone()
-        shown = {name: conn.execute(f"show {name}".encode()).fetchone() for name in SETTINGS}
-    model = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "revision": revision(),
-        "server": str(row[0]).partition(" on ")[0] if row else "",
-        "settings": {name: value[0] for name, value in shown.items() if value},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores {model[0] if model else ''}".strip(),
-        "load": [round(x, 1) for x in os.getloadavg()],
-        "seconds": seconds,
-        "versions": versions,
-    }
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 def arguments() -> argparse.Namespace:
@@ -215,6 +185,8 @@ def _changed(cell: Cell, options: argparse.Namespace) -> Cell:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["soak"]:
+        return soak.main(sys.argv[2:])
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 200)
     wanted = chosen(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,15 @@ def draw(results: Results, stem: Path) -> list[Path]:
     for name, picture in PICTURES.items():
         figure = picture(results)
         if figure is not None:
-            path = stem.with_name(f"{stem.name}-{name}.png")
-            figure.tight_layout()
-            figure.savefig(path, dpi=110)
-            pyplot.close(figure)
-            made.append(path)
+            made.append(_save(figure, stem.with_name(f"{stem.name}-{name}.png")))
     return made
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
 
 
 def consumers(results: Results) -> Any:
@@ -150,6 +153,35 @@ def dead_rows(results: Results) -> Any:
     panel.set(xlabel="dead rows at the end", xscale="symlog")
     panel.tick_params(axis="y", labelsize="small")
     return figure
+
+
+def soak(windows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """What a soak's windows say, over time; grey while something was held."""
+    panels_of = {
+        "ms, p50": ["enqueue_p50_ms", "dequeue_p50_ms", "age_p50_ms", "control_p50_ms"],
+        "ms, p99": ["enqueue_p99_ms", "dequeue_p99_ms", "age_p99_ms", "control_p99_ms"],
+        "kB a session, at most": ["producer_kb_max", "consumer_kb_max", "upkeep_kb_max"],
+        "MB": ["database_mb", "wal_mb"],
+        "messages": ["ready", "leased", "deferred", "dead"],
+        "messages/s": ["messages_s"],
+    }
+    figure, panels = pyplot.subplots(3, 2, figsize=(12, 10), sharex=True)
+    minutes = [window["at"] / 60 for window in windows]
+    for panel, (unit, keys) in zip(panels.flat, panels_of.items(), strict=True):
+        for key in keys:
+            label = key.removesuffix("_ms").removesuffix("_kb_max").removesuffix("_mb")
+            panel.plot(minutes, [window.get(key) for window in windows], label=label)
+        for begin, window in zip(minutes[:1] + minutes, windows, strict=False):
+            if window["held"]:
+                panel.axvspan(begin, window["at"] / 60, color="lightgray", alpha=0.5)
+        if unit == "ms, p99":
+            panel.set(ylabel=unit, yscale="log")
+        else:
+            panel.set(ylabel=unit, ylim=(0, None))
+        panel.legend(fontsize="small")
+    for panel in panels[-1]:
+        panel.set(xlabel="minutes")
+    return _save(figure, path)
 
 
 PICTURES: dict[str, Callable[[Results], Any]] = {
