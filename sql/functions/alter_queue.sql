@@ -16,6 +16,10 @@ declare
 begin
     perform mq._check_settings(alter_queue.mode, alter_queue.visibility_timeout, alter_queue.max_attempts, alter_queue.retry_backoff,
         alter_queue.retry_backoff_max, alter_queue.retention, alter_queue.notify, alter_queue.segment_age, alter_queue.segment_bytes);
+    -- _append_0 knows how it notifies. The lock before the row, and until this commits: nobody makes it from what was before.
+    if alter_queue.notify is not null then
+        perform mq._lock_generated();
+    end if;
     update mq.queue as x
     set visibility_timeout = coalesce(alter_queue.visibility_timeout, x.visibility_timeout),
         max_attempts = coalesce(alter_queue.max_attempts, x.max_attempts),
@@ -27,6 +31,9 @@ begin
     where x.queue_id = q.queue_id;
     if not found then
         perform mq._queue_not_found(alter_queue.queue);
+    end if;
+    if alter_queue.notify is not null then
+        perform mq._create_dispatchers();
     end if;
 end $$;
 

@@ -11,21 +11,18 @@ create or replace function mq.enqueue(
 ) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_key       bigint;
-    v_notify    text;
-    v_is_common boolean;
-    q           mq.queue;
-    v_msg_id    bigint;
-    v_due_at    timestamptz;
+    q        mq.queue;
+    v_msg_id bigint;
+    v_due_at timestamptz;
 begin
-    -- Few expressions and variables: each is made ready anew in every transaction.
-    -- A key is null once the queue was dropped.
-    select x.queue_id::bigint * 65536 + (pg_sequence_last_value(x.register) & 65535), x.notify,
-           x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and enqueue.payload is not null
-           and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
-      into v_key, v_notify, v_is_common from mq.queue as x where x.name = enqueue.queue;
-    if v_is_common then
-        return mq._append_0(v_key, enqueue.queue, v_notify, enqueue.payload, enqueue.headers);
+    -- The common case, in few expressions: each is made ready anew in every transaction.
+    if enqueue.payload is not null
+        and num_nonnulls(enqueue.delay, enqueue.deliver_at, enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl) = 0
+    then
+        v_msg_id := mq._append_0(enqueue.queue, enqueue.payload, enqueue.headers);
+        if v_msg_id is not null then
+            return v_msg_id;
+        end if;
     end if;
 
     if enqueue.payload is null then
@@ -34,12 +31,14 @@ begin
     perform mq._check_options(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl);
     q := mq._queue(enqueue.queue);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
-    if v_due_at is null then
-        return mq._append_0(q.queue_id::bigint * 65536 + (pg_sequence_last_value(q.register) & 65535), q.name, q.notify, enqueue.payload, enqueue.headers);
-    end if;
     v_msg_id := nextval(q.msg_ids);
-    execute 'insert into mq.deferred_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) >> 32 & 1)
-        || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)' using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+    if v_due_at is null then
+        execute 'insert into mq.log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)
+            || ' (msg_id, payload, headers) values ($1, $2, $3)' using v_msg_id, enqueue.payload, enqueue.headers;
+    else
+        execute 'insert into mq.deferred_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) >> 32 & 1)
+            || ' (msg_id, due_at, payload, headers) values ($1, $2, $3, $4)' using v_msg_id, v_due_at, enqueue.payload, enqueue.headers;
+    end if;
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return v_msg_id;
 end $$;

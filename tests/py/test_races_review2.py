@@ -434,7 +434,7 @@ def test_a_queue_that_is_being_dropped_is_created_anew(
 
 def test_regenerate_makes_the_dispatchers_anew(conn: psycopg.Connection) -> None:
     conn.execute(
-        "create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb)"
+        "create or replace function mq._append_0(p_queue text, p_payload jsonb, p_headers jsonb)"
         " returns bigint language plpgsql as $$ begin return -1; end $$;"
         "create or replace function mq._take_one_0(p_key bigint, p_ack text, p_vt interval)"
         " returns mq.delivery language plpgsql as $$ begin return null; end $$;"

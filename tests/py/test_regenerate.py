@@ -81,7 +81,7 @@ OVERLOADED = {
     "slot, as good": ("_ack_{q}_1", "p text", "int"),
     "deferral set": ("_is_due_{q}_0", "", "boolean"),
     "deferral": ("_is_due_{q}", "", "boolean"),
-    "dispatcher": ("_append_0", "bigint, text, text, jsonb, jsonb, text default null", "bigint"),
+    "dispatcher": ("_append_0", "text, jsonb, jsonb, text default null", "bigint"),
 }
 
 

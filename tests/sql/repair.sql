@@ -11,7 +11,7 @@ select mq.nack('repair', :'r', array[2], dead => true);
 select mq.nack('repair', :'r', array[3], delay => '1 hour', reason => 'later');
 select mq.rotate_segment('repair');
 select mq.enqueue('repair', '12');
-update mq.queue set home = '1.1' where name = 'repair';
+select test.become_copy('repair', '1.1');
 
 select is_empty($$ select * from mq.dequeue('repair', 100) $$, 'the next call repairs; a transaction does not receive what it appended');
 select is((select array_agg(msg_id order by msg_id) from mq.dequeue('repair', 100)), array[4, 5, 6, 7, 8, 9, 10, 12]::bigint[],
@@ -29,10 +29,10 @@ select is(mq.enqueue('repair', '13'), 13::bigint, 'numbers go on');
 select is((select payload from mq.dequeue('repair', 100)), '13'::jsonb, 'and so does delivery');
 
 -- Other functions notice too, and numbers are mended where sequences were not copied.
-update mq.queue set home = '1.1' where name = 'repair';
+select test.become_copy('repair', '1.1');
 do $$ begin perform setval((select msg_ids from mq.queue where name = 'repair'), 1); end $$;
 select is(mq.enqueue('repair', '14'), 14::bigint, 'an enqueue repairs as well');
-update mq.queue set home = 'mq.queue'::regclass::oid || '.1' where name = 'repair';
+select test.become_copy('repair', 'mq.queue'::regclass::oid || '.1');
 select is((select array_agg(action) @> '{repaired}' from mq.maintain('repair')), true, 'maintain notices another cluster');
 select is_empty($$ select * from mq.maintain('repair') where action = 'repaired' $$, 'once');
 select test.make_due('repair');

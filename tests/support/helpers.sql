@@ -55,6 +55,16 @@ begin
 end $$;
 comment on function test.forget(text) is 'Drops a queue that an earlier run of the file may have left.';
 
+-- The home stands in the row and in what enqueue is made of.
+create function test.become_copy(queue text, home text) returns void
+language plpgsql as $$
+begin
+    update mq.queue as q set home = become_copy.home where q.name = become_copy.queue;
+    perform mq._lock_generated();
+    perform mq._create_dispatchers();
+end $$;
+comment on function test.become_copy(text, text) is 'As after a restore from elsewhere.';
+
 -- Time moves by editing rows.
 create function test.expire_leases(queue text) returns void
 language plpgsql as $$

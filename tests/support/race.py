@@ -203,6 +203,8 @@ def _move_home(conn: psycopg.Connection, home: str, queues: tuple[str, ...]) -> 
         f"update mq.queue set home = {home} where name = any (%(q)s) or %(q)s = '{{}}'",
         {"q": list(queues)},
     )
+    # The home stands in what enqueue is made of, too, and comes with a restore as that does.
+    conn.execute("select mq._lock_generated(), mq._create_dispatchers()")
 
 
 def segments(conn: psycopg.Connection, queue: str = "q") -> int:

@@ -108,7 +108,8 @@ create or replace function mq._create_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     s         record;
-    v_keys    bigint[];
+    v_keys    text[];
+    v_names   text[];
     v_appends text[];
     v_takes   text[];
     v_claims  text[];
@@ -122,32 +123,28 @@ begin
               order by g.segment is null, y.queue_id, y.slot limit 64) as x
         order by x.queue_id, x.slot
     loop
-        v_keys := v_keys || s.queue_id::bigint * 65536 + s.slot;
-        v_appends := v_appends || mq._fill_template(mq._template_append(), s.queue_id, s.slot);
+        v_keys := v_keys || (s.queue_id::bigint * 65536 + s.slot)::text;
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
         v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
         v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
         v_acks := v_acks || mq._fill_template(mq._template_ack(), s.queue_id, s.slot);
     end loop;
+    select array_agg(quote_literal(x.name) order by x.name collate "C"), array_agg(x.body order by x.name collate "C") into v_names, v_appends
+    from (select q.name, mq._template_append(q.queue_id, q.home, q.notify, array_agg(k.key % 65536 order by k.key)::int[]) as body
+          from (select unnest(v_keys)::bigint as key) as k
+          join mq.queue as q on q.queue_id = k.key / 65536
+          group by q.queue_id) as x;
     execute replace($x$
-        create or replace function mq._append_0(p_key bigint, p_queue text, p_notify text, p_payload jsonb, p_headers jsonb) returns bigint
+        create or replace function mq._append_0(p_queue text, p_payload jsonb, p_headers jsonb) returns bigint
         language plpgsql as $y$
         declare
+            v_slot   bigint;
             v_msg_id bigint;
         begin
             {branches}
-            if v_msg_id is null then
-                if p_key is null then
-                    perform mq._queue_not_found(p_queue);
-                end if;
-                v_msg_id := nextval('mq.msg_id_' || (p_key >> 16));
-                execute 'insert into mq.log_' || (p_key >> 16) || '_' || (p_key & 65535) || ' (msg_id, payload, headers) values ($1, $2, $3)'
-                    using v_msg_id, p_payload, p_headers;
-            end if;
-            perform mq._notify((p_key >> 16)::int, p_queue, p_notify, ('mq.notified_' || (p_key >> 16))::regclass);
-            return v_msg_id;
+            return null;        -- nothing was done
         end $y$
-        $x$, '{branches}', mq._branches(v_keys, v_appends));
+        $x$, '{branches}', mq._branches('p_queue collate "C"', v_names, v_appends));
     execute replace($x$
         create or replace function mq._take_one_0(p_key bigint, p_vt interval) returns mq.delivery
         language plpgsql as $y$
@@ -157,7 +154,7 @@ begin
             {branches}
             return null;
         end $y$
-        $x$, '{branches}', mq._branches(v_keys, v_takes));
+        $x$, '{branches}', mq._branches('p_key', v_keys, v_takes));
     execute replace($x$
         create or replace function mq._claim_0(p_key bigint, p_n int, p_vt interval) returns mq._claim
         language plpgsql as $y$
@@ -167,7 +164,7 @@ begin
             {branches}
             return null;
         end $y$
-        $x$, '{branches}', mq._branches(v_keys, v_claims));
+        $x$, '{branches}', mq._branches('p_key', v_keys, v_claims));
     execute replace($x$
         create or replace function mq._read_0(p_key bigint, p_claim mq._claim) returns setof mq.delivery
         language plpgsql as $y$
@@ -178,7 +175,7 @@ begin
                 || ' as m where m.lane = $3 and (m.xid, m.msg_id) >= ($4, $5) order by m.lane, m.xid, m.msg_id limit $6'
                 using p_claim.receipt, p_claim.leased_until, p_claim.lane, p_claim.xid, p_claim.msg_id, p_claim.n;
         end $y$
-        $x$, '{branches}', mq._branches(v_keys, v_reads));
+        $x$, '{branches}', mq._branches('p_key', v_keys, v_reads));
     execute replace($x$
         create or replace function mq._ack_0(p_key bigint, p_ack text) returns int
         language plpgsql as $y$
@@ -188,21 +185,21 @@ begin
             {branches}
             return v_count;         -- null: nothing was done
         end $y$
-        $x$, '{branches}', mq._branches(v_keys, v_acks));
+        $x$, '{branches}', mq._branches('p_key', v_keys, v_acks));
     perform mq._shut('_0');
 end $f$;
 
--- The body of the one key that p_key is, found by halving.
-create or replace function mq._branches(keys bigint[], bodies text[]) returns text
+-- The body of the one key that the subject is, found by halving. Keys are literals, in order.
+create or replace function mq._branches(subject text, keys text[], bodies text[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
     v_half int := cardinality(keys) / 2;
 begin
     if v_half = 0 then
-        return format('if p_key = %s then %s end if;', keys[1], bodies[1]);
+        return format('if %s = %s then %s end if;', subject, keys[1], bodies[1]);
     end if;
-    return format('if p_key < %s then %s else %s end if;', keys[v_half + 1],
-                  mq._branches(keys[:v_half], bodies[:v_half]), mq._branches(keys[v_half + 1:], bodies[v_half + 1:]));
+    return format('if %s < %s then %s else %s end if;', subject, keys[v_half + 1],
+                  mq._branches(subject, keys[:v_half], bodies[:v_half]), mq._branches(subject, keys[v_half + 1:], bodies[v_half + 1:]));
 end $$;
 
 -- {token} is never used twice, though positions are: 53 random bits, and the microsecond in case somebody has called setseed.

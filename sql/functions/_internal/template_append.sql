@@ -1,18 +1,35 @@
--- The branch of _append_0 for one slot. It returns in the common case of mq._notify: nobody waits, and an unregistered
--- listener was told a moment ago.
-create or replace function mq._template_append() returns text
+-- The branch of _append_0 for one queue: where messages go now, and one branch for each of its slots. It returns in the
+-- common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago. What it knows of the queue
+-- is what it was made with: alter_queue makes it anew, and in a copy the home is another one. to_regclass looks each time:
+-- a constant would outlive a restore in sessions that do.
+create or replace function mq._template_append(queue_id int, home text, notify text, slots int[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return $x$
-                v_msg_id := nextval('mq.msg_id_{q}');
-                insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
-                if p_notify = 'never'
-                    or p_notify = 'auto' and pg_sequence_last_value('mq.waiting_{q}') = 1
-                       and abs(date_part('epoch', clock_timestamp()) * 2000 - pg_sequence_last_value('mq.notified_{q}')) < 200
-                then
+    return replace(replace(replace(replace(replace(replace($x$
+            if to_regclass('mq.queue')::oid = {oid} and current_setting('mq.system', true) = {system} then
+                v_slot := pg_sequence_last_value('mq.register_{q}') & 65535;        -- null: it was dropped
+                {slots}
+                if v_msg_id is not null then
+                    perform mq._notify({q}, p_queue, {notify}, 'mq.notified_{q}');
                     return v_msg_id;
                 end if;
-            $x$;
+            end if;
+            $x$,
+        '{slots}', mq._branches('v_slot', slots::text[], array(
+            select mq._fill_template($x$
+                    v_msg_id := nextval('mq.msg_id_{q}');
+                    insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
+                    {unless_quiet}
+                    $x$, _template_append.queue_id, x) from unnest(slots) as x))),
+        '{unless_quiet}', case _template_append.notify when 'never' then 'return v_msg_id;' when 'always' then '' else $x$
+                    if pg_sequence_last_value('mq.waiting_{q}') = 1
+                        and abs(date_part('epoch', clock_timestamp()) * 2000 - pg_sequence_last_value('mq.notified_{q}')) < 200
+                    then
+                        return v_msg_id;
+                    end if;
+                    $x$ end),
+        '{oid}', quote_literal(split_part(home, '.', 1))), '{system}', quote_literal(split_part(home, '.', 2))),
+        '{notify}', quote_literal(_template_append.notify)), '{q}', _template_append.queue_id::text);
 end $f$;
 
 -- _append_batch_<slot>: what enqueue_batch does once it knows the open segment.
