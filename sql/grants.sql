@@ -18,6 +18,10 @@ begin
         from (select 'table ' || c.oid::pg_catalog.regclass, c.relowner, c.relacl from pg_catalog.pg_class as c
               where c.relnamespace = 'mq'::pg_catalog.regnamespace and c.relkind = 'r' and c.relname <> 'inbox'
               union all
+              select 'table ' || c.oid::pg_catalog.regclass, c.relowner, t.attacl from pg_catalog.pg_class as c
+              join pg_catalog.pg_attribute as t on t.attrelid = c.oid and t.attacl is not null
+              where c.relnamespace = 'mq'::pg_catalog.regnamespace and c.relkind = 'r' and c.relname <> 'inbox'
+              union all
               select 'sequence ' || c.oid::pg_catalog.regclass, c.relowner, c.relacl from pg_catalog.pg_class as c
               where c.relnamespace = 'mq'::pg_catalog.regnamespace and c.relkind = 'S'
               union all
@@ -42,15 +46,14 @@ begin
         execute pg_catalog.format('revoke %s on mq.inbox from %s', v_name, v_grantee);
     end loop;
     revoke all on schema mq from public;
-    revoke all on all tables in schema mq from public;
-    revoke all on all sequences in schema mq from public;
+    -- Not "on all tables": nothing is left there, and TRUNCATE by whoever is at work fails where it meets that (XX000).
+    revoke all on mq.inbox from public;
     revoke all on all routines in schema mq from public;
     alter default privileges in schema mq revoke all on routines from public;
     foreach v_role in array array['mq_producer', 'mq_consumer', 'mq_admin'] loop
         continue when not exists (select from pg_catalog.pg_roles r where r.rolname = v_role);
         execute pg_catalog.format('revoke all on schema mq from %I', v_role);
-        execute pg_catalog.format('revoke all on all tables in schema mq from %I', v_role);
-        execute pg_catalog.format('revoke all on all sequences in schema mq from %I', v_role);
+        execute pg_catalog.format('revoke all on mq.inbox from %I', v_role);
         execute pg_catalog.format('revoke all on all routines in schema mq from %I', v_role);
         execute pg_catalog.format('grant usage on schema mq to %I', v_role);
         for v_routine, v_name in

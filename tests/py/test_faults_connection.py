@@ -54,6 +54,11 @@ def work(dsn: str, numbers: Iterator[int], known: set[int]) -> None:
             conserve.send(conn, one)
             conn.execute("select 1 from sent limit 1")
         known.update(one)
+        one = tags(numbers, 2)
+        with conn.transaction():
+            mq.Client(conn).copy_in("q", [{"tag": tag} for tag in one])
+            conn.execute("insert into sent select unnest(%s::bigint[]), 'q'", (one,))
+        known.update(one)
         for _ in range(2):
             conserve.settle(conn, conserve.receive(conn, 1))
         rows = conserve.receive(conn, 2)
@@ -93,7 +98,7 @@ def test_a_client_cut_off_at_any_point_loses_nothing(
     for _ in points(proxy, direction, step, count_bytes=count_bytes):
         try:
             work(dsn, numbers, known)
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, mq.ConnectionLost):
             cuts += 1
     assert cuts > 15
     until_alone(database)

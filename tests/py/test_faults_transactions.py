@@ -159,7 +159,7 @@ def test_producers_and_acks_in_older_snapshots_lose_nothing(
         old, new = connect(), connect()
         old.isolation_level = level
         refused = 0
-        for _ in range(30):
+        for turn in range(30):
             rows = conserve.receive(new, 3, "a", "1 s")
             if not rows:
                 continue
@@ -167,6 +167,10 @@ def test_producers_and_acks_in_older_snapshots_lose_nothing(
                 value(old, "select count(*) from mq.queues()")  # the snapshot
                 late = conserve.receive(new, 1, "b", "1 s")
                 with contextlib.suppress(psycopg.errors.SerializationFailure), old.transaction():
+                    if turn % 3 == 0:
+                        old.execute("select mq.nack('a', %s)", (rows[0].receipt,))
+                    elif turn % 3 == 1:
+                        old.execute("select mq.extend('a', %s)", (rows[0].receipt,))
                     conserve.settle(old, rows, "a")
                 if late:
                     with pytest.raises(psycopg.errors.SerializationFailure), old.transaction():

@@ -66,6 +66,8 @@ class World:
         self.functions = attack.functions(owner)
         self.types = arguments.by_type(owner.info.server_version)
         self.allowed = GENERIC if is_alone else GENERIC | CONCURRENT
+        self.called: set[str] = set()
+        self.each: list[st.SearchStrategy[Call]] = []
         self.rounds = 0
         self.receipts: dict[str, tuple[str, set[int]]] = {}
         self.sent: dict[str, set[int]] = {}
@@ -87,11 +89,13 @@ class World:
             "ack": receipt,
         }
         calls = []
+        self.each = []
         for f in self.functions:
             has_receipt = any(argument.name == "receipt" for argument in f.arguments)
             queue = st.one_of(st.just(ITS_OWN), queues) if has_receipt else queues
             given = arguments.given(f.arguments, self.types, names | {"queue": queue})
-            calls += [st.tuples(st.just(f), given)] * OFTEN.get(f.name, 1)
+            self.each.append(st.tuples(st.just(f), given))
+            calls += self.each[-1:] * OFTEN.get(f.name, 1)
         return st.lists(st.sampled_from(calls).flatmap(lambda call: call), min_size=6, max_size=12)
 
     def receipt(self, age: int) -> str:
@@ -102,6 +106,7 @@ class World:
     def make(self, call: Call, ledger: list[Callable[[], None]]) -> None:
         """One call in a savepoint; what follows from it if the transaction commits goes to `ledger`."""
         function, given = call
+        self.called.add(function.name)
         if given.get("queue") == ITS_OWN:
             given["queue"] = self.receipts.get(given.get("receipt") or "", ("a",))[0]
         query = function.call([*given])
@@ -280,7 +285,17 @@ def fuzz(
         world.transaction(data.draw(calls), data.draw(isolations), commit=commit)
         world.check_session()
 
+    @SETTINGS(max_examples=3, derandomize=not random)
+    @given(drawn=st.tuples(*world.each))
+    def run_each(drawn: tuple[Call, ...]) -> None:
+        """None is left to luck."""
+        world.refill()
+        world.transaction([*drawn], None)
+        world.check_session()
+
+    run_each()
     run()
+    assert world.called == {function.name for function in world.functions}
     world.check_ledger()
     assert world.present(KEPT) == kept
     for queue in queues(owner):
@@ -291,6 +306,49 @@ def fuzz(
 
 def test_random_arguments(connect: Connect, conn: psycopg.Connection, server: Server) -> None:
     fuzz(connect, conn, server, 80, random=False)
+
+
+def test_random_rows_of_the_inbox(
+    connect: Connect, conn: psycopg.Connection, server: Server
+) -> None:
+    race.fresh(conn.info.dsn, *QUEUES)
+    mark = server.log.stat().st_size
+    world = World(connect, conn)
+    columns = {
+        name: world.types[type_] if name != "queue" else st.sampled_from((*QUEUES, "", "none"))
+        for name, type_ in conn.execute(
+            "select attname, format_type(atttypid, null) from pg_attribute"
+            " where attrelid = 'mq.inbox'::regclass and attnum > 0 and not attisdropped"
+        )
+    }
+    rows = st.fixed_dictionaries({name: st.none() | some for name, some in columns.items()})
+    good = st.fixed_dictionaries(
+        {name: st.none() for name in columns}
+        | {"queue": st.sampled_from(QUEUES), "payload": columns["payload"]}
+    )
+    insert = f"insert into mq.inbox ({', '.join(columns)}) values %s returning 1"
+    (enqueue,) = (function for function in world.functions if function.name == "enqueue")
+    sent = dict.fromkeys(QUEUES, 0)
+
+    @SETTINGS(max_examples=100, derandomize=True)
+    @given(
+        drawn=st.lists(rows, min_size=1, max_size=2) | st.lists(good | rows, min_size=1, max_size=4)
+    )
+    def run(drawn: list[dict[str, str | None]]) -> None:
+        values = ", ".join(f"({', '.join(['%s'] * len(columns))})" for _ in drawn)
+        given = [row[name] for row in drawn for name in columns]
+        got = attack.outcome(world.conn, insert % values, given)
+        if isinstance(got, psycopg.Error):
+            assert got.sqlstate in enqueue.raises | GENERIC, (attack.diagnosis(got), given)
+        else:
+            for row in drawn:
+                sent[str(row["queue"])] += 1
+        world.check_session()
+
+    run()
+    assert sum(sent.values()) > 10
+    assert {queue: len(world.present(queue)) for queue in QUEUES} == sent
+    check_log(server, mark)
 
 
 @pytest.mark.slow

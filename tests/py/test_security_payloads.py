@@ -88,6 +88,8 @@ def refused(conn: psycopg.Connection, statement: str) -> str:
     """What the server says about a statement that it must refuse."""
     with attack.notices(conn) as said, pytest.raises(psycopg.Error) as raised:
         conn.execute(statement.encode(), VALUES if "%(" in statement else None)
+    # Not the call itself: then nobody has looked at what is in it.
+    assert raised.value.sqlstate not in ("42601", "42883", "42P01", "42703"), raised.value
     return "\n".join((attack.diagnosis(raised.value), *said))
 
 
@@ -106,6 +108,16 @@ def test_a_whole_life_tells_nothing(
     assert [notification.payload for notification in heard if notification.payload] == []
     assert said == []
     assert SECRET not in log()
+
+
+def test_every_function_that_is_given_json_is_refused_some(conn: psycopg.Connection) -> None:
+    with_secrets = {call[3 : call.index("(")] for call in REFUSED if "%(" in call}
+    takes_json = {
+        function.name
+        for function in attack.functions(conn)
+        if any("json" in argument.type for argument in function.arguments)
+    }
+    assert with_secrets == takes_json
 
 
 @pytest.mark.parametrize("call", REFUSED)
@@ -150,8 +162,10 @@ def test_what_is_interrupted_tells_nothing(
         race.maintain(conn)
     conn.execute("select mq._fence(%s)", (f"log_{filled}_1",))
     conn.execute("select mq._fence(%s)", (f"deferred_{filled}_1",))
-    late = f"mq._append_0({filled * 65536 + 1}, 'q', 'never', %(p)s, %(h)s)"
-    conn.execute(f"select {late}".encode(), VALUES)  # it is led to where messages go now
+    late = (  # it is led to where messages go now
+        f"mq._append_batch_{filled}_1(array[%(p)s::jsonb], array[%(h)s::jsonb])"
+    )
+    conn.execute(f"select {late}".encode(), VALUES)
     with conn.transaction():
         for table in (f"log_{filled}_2", f"deferred_{filled}_0", "dead_letter", "survivor"):
             conn.execute(f"lock table mq.{table} in access exclusive mode".encode())
@@ -261,5 +275,7 @@ def test_what_is_too_long_tells_nothing(
         f"mq.enqueue('q', jsonb_build_object('x', {long}))",
         f"mq.nack('q', (select receipt from mq.dequeue('q')), reason => {long})",
     ):
-        assert SECRET not in refused(session, f"select * from {call}")
+        said = refused(session, f"select * from {call}")
+        assert "string too long to represent as jsonb string" in said
+        assert SECRET not in said
     assert SECRET not in log()

@@ -47,10 +47,20 @@ LEDGER_CHECKS = {
     "missing": "select tag from sent except select tag from done except select tag from dead",
     "phantom": "(select tag from done union select tag from dead) except select tag from sent",
     "acked twice": "select tag from done group by tag having count(*) > 1",
+    "in another queue": "select tag from done join sent using (tag) where done.queue <> sent.queue",
     "acked and dead": "select tag from done intersect select tag from dead",
     "dead twice": "select tag from dead group by tag having count(*) > 1",
     "two of one msg_id": "select min(tag) from done group by queue, msg_id having count(*) > 1",
 }
+
+# Tables of slots that no segment uses, and that still take space.
+NOT_GIVEN_BACK = """
+select string_agg(c.relname, ' ') from mq.slot as s
+join pg_class as c on c.relname in (select x || '_' || s.queue_id || '_' || s.slot
+                                    from unnest(array['log', 'block', 'lease', 'settlement']) as x)
+where c.relnamespace = 'mq'::regnamespace and pg_relation_size(c.oid) > 0
+  and not exists (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)
+"""
 
 
 class Row(NamedTuple):
@@ -200,6 +210,7 @@ def reclaim(conn: psycopg.Connection, queues: list[str]) -> None:
         return segments() == len(queues)
 
     wait.until(look, "the segments to be reclaimed")
+    assert value(conn, NOT_GIVEN_BACK) is None
     assert value(conn, "select count(*) from mq.survivor") == 0
     tag = value(conn, "select coalesce(max(tag), 0) from sent")
     for number, queue in enumerate(queues, start=1):
