@@ -40,8 +40,12 @@ begin
         execute pg_catalog.format('revoke create on schema mq from %s', v_grantee);
     end loop;
     for v_name, v_grantee in
-        select a.privilege_type, a.grantee::pg_catalog.regrole::text from pg_catalog.pg_class as c, pg_catalog.aclexplode(c.relacl) as a
-        where c.oid = 'mq.inbox'::pg_catalog.regclass and a.privilege_type <> 'INSERT' and a.grantee not in (0, c.relowner)
+        select distinct a.privilege_type, a.grantee::pg_catalog.regrole::text
+        from (select c.relacl as acl, c.relowner from pg_catalog.pg_class as c where c.oid = 'mq.inbox'::pg_catalog.regclass
+              union all
+              select t.attacl, c.relowner from pg_catalog.pg_class as c join pg_catalog.pg_attribute as t on t.attrelid = c.oid
+              where c.oid = 'mq.inbox'::pg_catalog.regclass) as c, pg_catalog.aclexplode(c.acl) as a
+        where a.privilege_type <> 'INSERT' and a.grantee not in (0, c.relowner)
     loop
         execute pg_catalog.format('revoke %s on mq.inbox from %s', v_name, v_grantee);
     end loop;

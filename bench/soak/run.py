@@ -195,6 +195,7 @@ class Soak:
         """After the crash: all that is left is delivered and booked; then how much that was not, and the segments."""
         statement = SETTLE.format(r="%(r)s", ids="%(ids)s", took="0", age="-1")
         deadline = time.monotonic() + seconds
+        rotated = False
         with self.place.server.connect(DATABASE) as conn:
             while True:
                 conn.execute("select mq.maintain('b')")
@@ -209,12 +210,12 @@ class Soak:
                     "select ready + leased + deferred + dead, segments from mq.queue_stats('b')"
                 ).fetchone()
                 assert row is not None
-                if row == (0, 1) or time.monotonic() > deadline:
+                if (row == (0, 1) and rotated) or time.monotonic() > deadline:
                     return row
-                if row[0] == 0:  # what is open now goes as well
+                if row[0] == 0 and not rotated:  # what is open now goes as well
                     with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState):
                         conn.execute("select mq.rotate_segment('b')")
-                    conn.execute("select mq.maintain('b')")
+                        rotated = True
                 time.sleep(0.2)
 
 

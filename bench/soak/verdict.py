@@ -24,9 +24,10 @@ BOUNDS: dict[str, tuple[float | None, str]] = {
     "age_p99_ms": (None, ""),
     "control_p50_ms": (None, ""),
     "control_p99_ms": (None, ""),
-    **{f"{role}_kb_max": (1.05, "") for role in ROLES},
+    # A single session grows in steps, as it meets what is rare.
+    **{f"{role}_kb_max": (1.1, "") for role in ROLES},
     **{f"{role}_kb_mean": (1.05, "") for role in ROLES},
-    "database_mb": (1.1, ""),
+    "database_mb": (None, ""),  # a saw: it grows with the open segment
     "wal_mb": (None, ""),
     "dead_rows": (None, ""),
     "segments": (None, ""),
@@ -47,6 +48,7 @@ FACTS = {
 MOST_MB = 24  # of a drained queue above a new one: catalogue, deferred messages, what vacuum has not seen yet
 
 
+MOST_DISK = 1.1  # times, of what stays when all is dropped that can be
 MOST_SHORT = 5  # percent
 
 
@@ -103,7 +105,7 @@ def verdict(windows: Sequence[Window], end: Window) -> list[Judgement]:
         allowed = bound * max(1.0, noise or 1.0) if bound else None
         judged.append(Judgement(_title(key), *over(key), allowed))
         if key == "database_mb":
-            judged.append(Judgement("database MB, least", *over(key, min), allowed))
+            judged.append(Judgement("database MB, least", *over(key, min), MOST_DISK))
     # Else the rate was not what mq, or this machine meanwhile, can do: pgbench falls behind, or messages wait.
     done = statistics.fmean([w["messages_s"] for w in windows] or [0])
     short = Judgement(

@@ -12,14 +12,16 @@ create or replace function mq.alter_queue(
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
-    q mq.queue := mq._queue(alter_queue.queue, false);
+    q mq.queue;
 begin
+    -- _append_0 knows how it notifies. The lock comes before all others, as in drop_queue, and stays until this commits:
+    -- nobody makes it from what was before.
+    if alter_queue.notify is not null then
+        perform mq._lock_generated('alter_queue');
+    end if;
+    q := mq._queue(alter_queue.queue, false);
     perform mq._check_settings(alter_queue.mode, alter_queue.visibility_timeout, alter_queue.max_attempts, alter_queue.retry_backoff,
         alter_queue.retry_backoff_max, alter_queue.retention, alter_queue.notify, alter_queue.segment_age, alter_queue.segment_bytes);
-    -- _append_0 knows how it notifies. The lock before the row, and until this commits: nobody makes it from what was before.
-    if alter_queue.notify is not null then
-        perform mq._lock_generated();
-    end if;
     update mq.queue as x
     set visibility_timeout = coalesce(alter_queue.visibility_timeout, x.visibility_timeout),
         max_attempts = coalesce(alter_queue.max_attempts, x.max_attempts),
@@ -33,12 +35,12 @@ begin
         perform mq._queue_not_found(alter_queue.queue);
     end if;
     if alter_queue.notify is not null then
-        perform mq._create_dispatchers();
+        perform mq._create_append();
     end if;
 end $$;
 
 comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint) is
-'Changes settings of a queue; null leaves one as it is. They hold from the next call on; leases keep their deadline.
+'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline.
 queue, and the settings of create_queue.
-Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it; 0A000 a setting of a later version.
+Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify any queue; 0A000 a setting of a later version, or notify outside READ COMMITTED.
 Role: mq_admin.';

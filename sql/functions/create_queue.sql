@@ -29,7 +29,7 @@ begin
         return;
     end if;
     -- One at a time, so that two who create the same queue do not both begin, and none while mq is upgraded.
-    perform mq._lock_generated();
+    perform mq._lock_generated('create_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), hashtext(create_queue.queue));
     -- One that is being dropped is waited for.
     perform from mq.queue as q where q.name = create_queue.queue for key share;
@@ -74,5 +74,5 @@ retention: 0.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.
 if_not_exists: accept a queue of that name as it is.
-Raises: MQ002 the queue exists; 55P03 another transaction that creates or drops queues does not end; 22004 a null setting; 22023 a bad name or setting; 0A000 a setting of a later version.
+Raises: MQ002 the queue exists; 55P03 another transaction that creates or drops queues does not end; 22004 a null setting; 22023 a bad name or setting; 0A000 a setting of a later version, or not in READ COMMITTED.
 Role: mq_admin.';

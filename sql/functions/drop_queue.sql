@@ -11,7 +11,7 @@ begin
         perform mq._queue_not_found(drop_queue.queue);
     end if;
     -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
-    perform mq._lock_generated();
+    perform mq._lock_generated('drop_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     delete from mq.queue as x where x.queue_id = q.queue_id;
     if not found then
@@ -44,7 +44,7 @@ begin
     loop
         execute format('drop function %s cascade', v_routine);
     end loop;
-    perform mq._create_dispatchers() where exists (select from mq.slot);
+    perform mq._create_dispatchers();
     execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
@@ -77,5 +77,5 @@ end $$;
 comment on function mq.drop_queue(text) is
 'Drops a queue with all its messages and dead letters. Waits up to 10 seconds for transactions that still use it.
 queue: its name.
-Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was dropped.
+Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was dropped; 0A000 not in READ COMMITTED.
 Role: mq_admin.';

@@ -192,6 +192,13 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end loop;
+    -- A repair leaves this to us, for it may be in the middle of a transaction that takes long: until then messages go the
+    -- long way.
+    if exists (select from mq.queue as x where x.append_home is distinct from x.home)
+        and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7))
+    then
+        perform mq._create_dispatchers();
+    end if;
 end $$;
 
 comment on function mq.maintain(text) is

@@ -20,10 +20,12 @@ create table mq.queue (
     notified           regclass not null,
     -- Where the stored transaction ids come from (mq._home): in another database or cluster this is a copy.
     home               text not null,
+    append_home        text,           -- what _append_0 knows of that (mq._create_dispatchers)
     constraint queue_pkey primary key (queue_id),
     constraint queue_name_key unique (name),
     constraint queue_name_check check (name ~ '^[A-Za-z0-9_.-]{1,48}$'),
     constraint queue_mode_check check (mode in ('lease', 'transaction')),
+    constraint queue_home_check check (home ~ '^[0-9]+[.]-?[0-9]+$'),
     constraint queue_notify_check check (notify in ('auto', 'always', 'never'))
 );
 comment on table mq.queue is 'One row a queue: its settings, and the registers that say where its messages are.';

@@ -5,16 +5,30 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from mqctl import migrate
 from support import race, wait
-from support.race import Background, Connect, in_another_cluster, number, put, value
+from support.race import (
+    Background,
+    Connect,
+    in_another_cluster,
+    maintain,
+    number,
+    put,
+    rotate,
+    rows_from_elsewhere,
+    take,
+    value,
+)
+from support.server import Server
+from support.server import database as temporary_database
 
 pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 
-def goes_the_short_way(conn: psycopg.Connection) -> bool:
-    """Whether _append_0 knows what to do with a message."""
-    return value(conn, "select mq._append_0('q', '1', null)") is not None
+def goes_the_short_way(conn: psycopg.Connection, queue: str = "q") -> bool:
+    """Whether _append_0 knows what to do with a message: a 1."""
+    return value(conn, "select mq._append_0(%s, '1', null)", queue) is not None
 
 
 def tells_of(conn: psycopg.Connection, messages: int) -> int:
@@ -64,12 +78,143 @@ def test_the_later_of_two_changes_holds(
     assert tells_of(conn, 3) == 3
 
 
-def test_a_copy_goes_the_short_way_again_once_it_was_repaired(conn: psycopg.Connection) -> None:
+def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute("select mq.create_queue('q.2')")
     in_another_cluster(conn)
+    repairing = session()
+    put(repairing, "repairs")
+    conn.execute("select mq.create_queue('other')")  # nobody has to wait for who repairs
+    repairing.commit()
+    in_another_cluster(conn, "q", "q.2")
+    for queue in ("q", "q.2"):
+        put(conn, "repairs", queue)
+        put(conn, "asks where this is, once a session", queue)
+    assert not goes_the_short_way(conn)
+    conn.execute("select * from mq.maintain()")
+    assert goes_the_short_way(conn)
+    assert goes_the_short_way(conn, "q.2")
+    before = made(conn)
+    conn.execute("select * from mq.maintain()")
+    assert made(conn) == before
+
+
+def made(conn: psycopg.Connection) -> object:
+    """Who made _append_0."""
+    return value(conn, "select xmin from pg_proc where proname = '_append_0'")
+
+
+def test_a_copy_of_the_rows_alone_is_noticed(conn: psycopg.Connection) -> None:
+    put(conn, "there before")
+    rows_from_elsewhere(conn)
     assert not goes_the_short_way(conn)
     put(conn, "repairs")
-    put(conn, "asks where this is, once a session")
+    assert value(conn, "select home = mq._home() from mq.queue")
+    assert take(conn, 10) == ["there before", "repairs"]
+
+
+def test_a_session_that_lives_through_a_restore_in_place_notices(conn: psycopg.Connection) -> None:
+    """mq.queue has another oid then; what enqueue knows is not to be what it knew."""
+    put(conn, "a")
     assert goes_the_short_way(conn)
+    conn.execute("alter table mq.queue rename to was")
+    try:
+        conn.execute("create table mq.queue (like mq.was including all)")
+        conn.execute("insert into mq.queue overriding system value select * from mq.was")
+        assert not goes_the_short_way(conn)
+    finally:
+        conn.execute("drop table mq.queue")
+        conn.execute("alter table mq.was rename to queue")
+
+
+# -- snapshots that are older than the lock -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize(
+    "call", ["create_queue('other')", "drop_queue('q')", "alter_queue('q', notify => 'never')"]
+)
+def test_an_old_snapshot_makes_nothing(conn: psycopg.Connection, level: str, call: str) -> None:
+    with conn.transaction(force_rollback=True):
+        conn.execute(f"set transaction isolation level {level}")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="READ COMMITTED"):
+            conn.execute(f"select mq.{call}")
+
+
+def test_who_repairs_with_an_old_snapshot_leaves_the_rest_to_upkeep(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    """It needs a slot, for which there are no statements then."""
+    slots = f"select count(*) from mq.slot where queue_id = {number(conn)}"
+    put(conn, "a")
+    rotate(conn)
+    conn.execute(
+        "select mq._drop_slot(s.queue_id, s.slot) from mq.slot as s where not exists"
+        " (select from mq.segment as g where g.queue_id = s.queue_id and g.slot = s.slot)"
+    )
+    before = value(conn, slots)
+    in_another_cluster(conn)
+    old = session()
+    old.execute("set transaction isolation level repeatable read")
+    value(old, "select 1")
+    conn.execute("select mq.create_queue('other')")
+    assert put(conn, "there before the repair", "other")
+    put(old, "repairs")
+    old.commit()
+    assert value(conn, slots) == before + 1
+    assert goes_the_short_way(conn, "other")
+    maintain(conn)
+    assert goes_the_short_way(conn)
+
+
+# -- where there is no queue --------------------------------------------------------------------------
+
+
+def no_such_queue(conn: psycopg.Connection, queue: str = "q") -> None:
+    with pytest.raises(psycopg.Error) as error:
+        put(conn, "x", queue)
+    assert error.value.sqlstate == "MQ001"
+
+
+def test_where_no_queue_ever_was_there_is_none(server: Server) -> None:
+    with (
+        temporary_database(server, "dispatchers_none") as dsn,
+        psycopg.connect(dsn, autocommit=True) as conn,
+    ):
+        migrate.install(conn)
+        no_such_queue(conn)
+        conn.execute("drop function mq._append_0")
+        conn.execute("create function mq._append_0(bigint) returns int language sql as 'select 1'")
+        conn.execute("select mq._regenerate()")
+        no_such_queue(conn)
+
+
+def test_the_last_queue_leaves_nothing_behind(conn: psycopg.Connection) -> None:
+    """Not even when upkeep has removed its register, a day later."""
+    for _ in range(3):
+        put(conn, "x")
+    register = f"mq.register_{number(conn)}"
+    conn.execute("select mq.drop_queue('q')")
+    no_such_queue(conn)
+    conn.execute(f"comment on sequence {register} is 'dropped 0'")
+    conn.execute("select * from mq.maintain()")
+    assert value(conn, "select to_regclass(%s)", register) is None
+    no_such_queue(conn)
+
+
+# -- names and slots ----------------------------------------------------------------------------------
+
+
+def test_messages_go_where_they_belong_however_names_sort(conn: psycopg.Connection) -> None:
+    names = ["a", "B", "A", "b", "a.b", "a-b", "_", "A_", "0", "q.", "-"]
+    for name in names:
+        conn.execute("select mq.create_queue(%s)", (name,))
+    for name in [*names, "q"]:
+        put(conn, name, name)
+        assert goes_the_short_way(conn, name)
+    for name in [*names, "q"]:
+        assert take(conn, 10, name) == [name, 1]
 
 
 def test_a_slot_without_a_branch_is_written_to_all_the_same(conn: psycopg.Connection) -> None:

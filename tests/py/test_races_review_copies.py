@@ -457,7 +457,7 @@ def test_who_creates_a_queue_does_not_wait_for_a_repair_that_waits_for_it(
     conn.execute("select mq._drop_slot(%s, mq._empty_slot(%s))", [number(conn)] * 2)  # none is free
     from_elsewhere(conn)
     creating, producer = session(), session(autocommit=True)
-    creating.execute("select mq._lock_generated()")
+    creating.execute("select mq._lock_generated('test')")
     creating.execute("set local statement_timeout = '2s'")
     called = background(put, producer, "new")
     wait.until(lambda: race.advisory_locks(producer, conn), "the repair")

@@ -60,8 +60,9 @@ create function test.become_copy(queue text, home text) returns void
 language plpgsql as $$
 begin
     update mq.queue as q set home = become_copy.home where q.name = become_copy.queue;
-    perform mq._lock_generated();
-    perform mq._create_dispatchers();
+    perform setval(q.register, pg_sequence_last_value(q.register) & 17179869183 | mq._home_bits(q.home)) from mq.queue as q;
+    perform mq._lock_generated('test');
+    perform mq._create_append();
 end $$;
 comment on function test.become_copy(text, text) is 'As after a restore from elsewhere.';
 

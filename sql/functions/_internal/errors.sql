@@ -91,7 +91,7 @@ begin
     raise exception using
         errcode = 'feature_not_supported',
         message = pg_catalog.format('mq.%s needs a READ COMMITTED transaction', _wrong_isolation.caller),
-        detail = 'The snapshot of this transaction is too old to see what other consumers were given.',
+        detail = 'The snapshot of this transaction is too old to see what others have done since.',
         hint = 'Call it in a transaction begun with: begin isolation level read committed.';
 end $$;
 

@@ -97,7 +97,8 @@ begin
         if not found then
             perform mq._queue_not_found(_queue.queue);      -- dropped while we waited for the repair
         end if;
-    elsif _queue.and_register and pg_sequence_last_value(q.register) is null then
+    end if;
+    if _queue.and_register and pg_sequence_last_value(q.register) is null then
         perform mq._queue_not_found(_queue.queue);      -- dropped while we waited for the register
     end if;
     return q;

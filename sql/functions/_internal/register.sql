@@ -7,6 +7,7 @@
 --   bits 16-31  slot of the oldest segment that may have something to claim
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
+--   bits 34-62  a hash of the home: rows that came without the functions are told by it, as registers come with rows
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
 -- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
@@ -16,7 +17,13 @@ returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform setval(_set_register.register,
                    open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
-                   | (old_alive::int::bigint << 33));
+                   | (old_alive::int::bigint << 33) | mq._home_bits(mq._home()));
+end $$;
+
+create or replace function mq._home_bits(home text) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (hashtext(home) & 536870911)::bigint << 34;
 end $$;
 
 -- The head that a register has to have once another slot opens. It may be that very slot, as it was before a repair, or since

@@ -79,10 +79,6 @@ begin
     -- If this is rolled back, that stays: so the head is still the old one, and both sets of what is deferred are read.
     -- Upkeep puts that right.
     perform mq._set_register(q.register, v_new, mq._head_besides(coalesce(pg_sequence_last_value(q.register), 0), v_new), 0, true);
-    -- _append_0 knows the home. Where somebody else makes it, it may be the old one, which leads the long way.
-    if pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
-        perform mq._create_dispatchers();
-    end if;
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return true;
 end $f$;

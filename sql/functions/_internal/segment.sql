@@ -39,7 +39,9 @@ begin
     select min(x) into v_slot from generate_series(1, 65535) as x
     where not exists (select from mq.slot as s where s.queue_id = _make_slot.queue_id and s.slot = x);
     perform mq._create_slot(_make_slot.queue_id, v_slot);
-    perform mq._create_dispatchers();
+    if not mq._is_stale_snapshot() then
+        perform mq._create_dispatchers();       -- else others will: what has no statement there goes the long way
+    end if;
     return v_slot;
 end $$;
 

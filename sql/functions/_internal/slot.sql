@@ -93,46 +93,51 @@ begin
 end $f$;
 
 -- Whoever makes slots or generated functions does so alone: an upgrade must not miss what another is about to make from
--- the old templates, and the dispatchers are one for all.
-create or replace function mq._lock_generated() returns void
+-- the old templates, and the dispatchers are one for all. They are made from what the snapshot shows, so that must not be
+-- older than the lock.
+create or replace function mq._lock_generated(caller text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+    if mq._is_stale_snapshot() then
+        perform mq._wrong_isolation(_lock_generated.caller);
+    end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
 end $$;
 
--- _append_0, _take_one_0, _claim_0, _read_0 and _ack_0 have the statements of the first 64 slots in them, those of open segments first; the others
--- are done without: by EXECUTE, which parses and plans each time, and by _take_. Each is one function for all slots:
--- with many sessions on a few cores the caches are cold, and every function more that a call goes through shows. The
--- key is queue_id * 65536 + slot.
-create or replace function mq._create_dispatchers() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $f$
-declare
-    s         record;
-    v_keys    text[];
-    v_names   text[];
-    v_appends text[];
-    v_takes   text[];
-    v_claims  text[];
-    v_reads   text[];
-    v_acks    text[];
+create or replace function mq._is_stale_snapshot() returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    for s in
+    return current_setting('transaction_isolation') not in ('read committed', 'read uncommitted');
+end $$;
+
+-- The slots that the dispatchers have statements of: 64, those of open segments first. The others are done without: by
+-- EXECUTE, which parses and plans each time, and by _take_.
+create or replace function mq._dispatched() returns table (queue_id int, slot int)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
         select x.queue_id, x.slot
         from (select y.queue_id, y.slot from mq.slot as y
               left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.closed_at is null
               order by g.segment is null, y.queue_id, y.slot limit 64) as x
-        order by x.queue_id, x.slot
-    loop
-        v_keys := v_keys || (s.queue_id::bigint * 65536 + s.slot)::text;
-        v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
-        v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
-        v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
-        v_acks := v_acks || mq._fill_template(mq._template_ack(), s.queue_id, s.slot);
-    end loop;
-    select array_agg(quote_literal(x.name) order by x.name collate "C"), array_agg(x.body order by x.name collate "C") into v_names, v_appends
-    from (select q.name, mq._template_append(q.queue_id, q.home, q.notify, array_agg(k.key % 65536 order by k.key)::int[]) as body
-          from (select unnest(v_keys)::bigint as key) as k
-          join mq.queue as q on q.queue_id = k.key / 65536
+        order by x.queue_id, x.slot;
+end $$;
+
+-- _append_0: the first part of enqueue, by the name of the queue. Null: it does not know it, or not well enough.
+create or replace function mq._create_append() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_names  text[];
+    v_bodies text[];
+begin
+    -- First, so that what changes meanwhile is made again by upkeep. Nobody waits here for who is changing a queue.
+    update mq.queue as q set append_home = q.home
+    from (select x.queue_id from mq.queue as x where x.append_home is distinct from x.home for no key update skip locked) as y
+    where q.queue_id = y.queue_id;
+    select array_agg(quote_literal(x.name) order by x.name collate "C"), array_agg(x.body order by x.name collate "C") into v_names, v_bodies
+    from (select q.name, mq._template_append(q.queue_id, q.home, q.notify, array_agg(d.slot order by d.slot)) as body
+          from mq._dispatched() as d
+          join mq.queue as q on q.queue_id = d.queue_id
           group by q.queue_id) as x;
     execute replace($x$
         create or replace function mq._append_0(p_queue text, p_payload jsonb, p_headers jsonb) returns bigint
@@ -142,9 +147,32 @@ begin
             v_msg_id bigint;
         begin
             {branches}
-            return null;        -- nothing was done
+            return null;
         end $y$
-        $x$, '{branches}', mq._branches('p_queue collate "C"', v_names, v_appends));
+        $x$, '{branches}', mq._branches('p_queue collate "C"', v_names, v_bodies));
+    perform mq._shut('_append_0');
+end $f$;
+
+-- _take_one_0, _claim_0, _read_0 and _ack_0 have the statements of all slots in them: with many sessions on a few cores
+-- the caches are cold, and every function more that a call goes through shows. The key is queue_id * 65536 + slot.
+create or replace function mq._create_dispatchers() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    s        record;
+    v_keys   text[];
+    v_takes  text[];
+    v_claims text[];
+    v_reads  text[];
+    v_acks   text[];
+begin
+    perform mq._create_append();
+    for s in select d.queue_id, d.slot from mq._dispatched() as d loop
+        v_keys := v_keys || (s.queue_id::bigint * 65536 + s.slot)::text;
+        v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
+        v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
+        v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
+        v_acks := v_acks || mq._fill_template(mq._template_ack(), s.queue_id, s.slot);
+    end loop;
     execute replace($x$
         create or replace function mq._take_one_0(p_key bigint, p_vt interval) returns mq.delivery
         language plpgsql as $y$
@@ -189,21 +217,23 @@ begin
     perform mq._shut('_0');
 end $f$;
 
--- The body of the one key that the subject is, found by halving. Keys are literals, in order.
+-- The body of the one key that the subject is, found by halving. Keys are literals, in order; null: there are none.
 create or replace function mq._branches(subject text, keys text[], bodies text[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
     v_half int := cardinality(keys) / 2;
 begin
-    if v_half = 0 then
+    if keys is null then
+        return '';
+    elsif v_half = 0 then
         return format('if %s = %s then %s end if;', subject, keys[1], bodies[1]);
     end if;
     return format('if %s < %s then %s else %s end if;', subject, keys[v_half + 1],
                   mq._branches(subject, keys[:v_half], bodies[:v_half]), mq._branches(subject, keys[v_half + 1:], bodies[v_half + 1:]));
 end $$;
 
--- {token} is never used twice, though positions are: 53 random bits, and the microsecond in case somebody has called setseed.
--- gen_random_uuid asks OpenSSL, which is cold by then: 5 of the 170 us of a dequeue.
+-- {token} is never used twice, though positions are: some 50 random bits, and the microsecond in case somebody has called
+-- setseed. It is no secret. (gen_random_uuid asks OpenSSL, which is cold by then: 5 of the 170 us of a dequeue.)
 create or replace function mq._fill_template(template text, queue_id int, slot int) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
@@ -308,11 +338,11 @@ declare
     v_routine regprocedure;
     v_dropped boolean := false;
 begin
-    perform mq._lock_generated();
+    perform mq._lock_generated('_regenerate');
     for v_pass in 1 .. 2 loop
         perform mq._generate(x.queue_id, x.slot) from (select s.queue_id, s.slot from mq.slot as s order by s.queue_id, s.slot) as x;
         perform mq._generate(q.queue_id, null) from mq.queue as q;
-        perform mq._generate(0, null) where exists (select from mq.slot);
+        perform mq._generate(0, null);
         exit when v_pass = 2;
         -- With other arguments a function stays beside what it was, which calls may prefer: both go, and come again.
         for v_routine in

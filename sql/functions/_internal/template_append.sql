@@ -1,13 +1,15 @@
 -- The branch of _append_0 for one queue: where messages go now, and one branch for each of its slots. It returns in the
--- common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago. What it knows of the queue
--- is what it was made with: alter_queue makes it anew, and in a copy the home is another one. to_regclass looks each time:
--- a constant would outlive a restore in sessions that do.
+-- common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
+--
+-- What it knows of the queue is what it was made with: alter_queue makes it anew, and a copy has another home. After a
+-- restore of everything this is not that place; after one of the rows alone the register has the bits of another. Then the
+-- slot is none of ours, as it is where the queue was dropped: null.
 create or replace function mq._template_append(queue_id int, home text, notify text, slots int[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return replace(replace(replace(replace(replace(replace($x$
-            if to_regclass('mq.queue')::oid = {oid} and current_setting('mq.system', true) = {system} then
-                v_slot := pg_sequence_last_value('mq.register_{q}') & 65535;        -- null: it was dropped
+    return replace(replace(replace(replace(replace(replace(replace($x$
+            if {home} = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) then
+                v_slot := (pg_sequence_last_value('mq.register_{q}') # {bits}) & {slot_and_bits};
                 {slots}
                 if v_msg_id is not null then
                     perform mq._notify({q}, p_queue, {notify}, 'mq.notified_{q}');
@@ -28,8 +30,8 @@ begin
                         return v_msg_id;
                     end if;
                     $x$ end),
-        '{oid}', quote_literal(split_part(home, '.', 1))), '{system}', quote_literal(split_part(home, '.', 2))),
-        '{notify}', quote_literal(_template_append.notify)), '{q}', _template_append.queue_id::text);
+        '{bits}', mq._home_bits(home)::text), '{slot_and_bits}', ((-1::bigint << 34) | 65535)::text),
+        '{home}', quote_literal(home)), '{notify}', quote_literal(_template_append.notify)), '{q}', _template_append.queue_id::text);
 end $f$;
 
 -- _append_batch_<slot>: what enqueue_batch does once it knows the open segment.

@@ -1,6 +1,6 @@
--- The branch of _ack_0 for one slot: acknowledges a whole lease that nothing has happened to yet. The
--- receipt p_ack has the right form; numbers that are too long are cut, and then of no lease. The differences are there
--- so that the planner does not put what p_ack says in their place and take it apart again.
+-- The branch of _ack_0 for one slot: acknowledges a whole lease that nothing has happened to yet. The receipt p_ack has
+-- the right form; numbers that are too long are cut, so that they can be read. The differences are there so that the
+-- planner does not put what p_ack says in their place, and take it apart once more.
 create or replace function mq._template_ack() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin

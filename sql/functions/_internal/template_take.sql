@@ -11,7 +11,7 @@ create or replace function mq._template_take_one() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return mq._template_claim('1', $x$
-                           case when c.claimed
+                           case when m.msg_id is not null
                                 then row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
                                          m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
                                 else row(null, d.ticket, null, null, null, null, null)::mq.delivery end$x$, $x$
