@@ -43,17 +43,17 @@ begin
     execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', v_id);
     perform mq._shut('_' || v_id);
     insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
-                          notify, segment_age, segment_bytes, msg_ids, register, notified, home)
+                          notify, segment_age, segment_bytes, msg_ids, register, notified, home, append_home)
     overriding system value
     values (v_id, create_queue.queue, create_queue.mode, create_queue.visibility_timeout, create_queue.max_attempts,
             create_queue.retry_backoff, create_queue.retry_backoff_max, create_queue.retention, create_queue.notify,
             create_queue.segment_age, create_queue.segment_bytes, format('mq.msg_id_%s', v_id)::regclass,
             format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
-            mq._home());
+            mq._home(), mq._home());
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
     perform setval(format('mq.notified_%s', v_id)::regclass, 1);
     perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
-    perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false);
+    perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false, mq._home_bits(mq._home()));
     perform mq._create_deferral(v_id);
     perform mq._create_slot(v_id, 1);
     perform mq._create_slot(v_id, 2);

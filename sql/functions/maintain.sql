@@ -73,6 +73,7 @@ begin
             end if;
             a_ids := a_ids || q.queue_id;
             perform mq._mend_segments(q.queue_id, q.register);
+            perform mq._mend_home_bits(q.queue_id);
 
             select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
             if v_taken > 0 then
@@ -192,13 +193,23 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end loop;
-    -- A repair leaves this to us, for it may be in the middle of a transaction that takes long: until then messages go the
-    -- long way.
-    if exists (select from mq.queue as x where x.append_home is distinct from x.home)
-        and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7))
-    then
-        perform mq._create_dispatchers();
-    end if;
+    -- After a repair, which may have been in the middle of a transaction that takes long, and leaves this to us: until then
+    -- messages go the long way. Marked first: what changes meanwhile is made again. Who is changing a queue is left alone.
+    begin
+        if exists (select from mq.queue as x where x.append_home <> x.home)
+            and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7))
+        then
+            update mq.queue as x set append_home = x.home
+            from (select y.queue_id from mq.queue as y where y.append_home <> y.home for no key update skip locked) as z
+            where x.queue_id = z.queue_id;
+            if found then
+                perform mq._create_dispatchers();
+            end if;
+        end if;
+    exception
+        when lock_not_available then
+            null;       -- next time
+    end;
 end $$;
 
 comment on function mq.maintain(text) is

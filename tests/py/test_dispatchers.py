@@ -10,6 +10,7 @@ from support import race, wait
 from support.race import (
     Background,
     Connect,
+    drain,
     in_another_cluster,
     maintain,
     number,
@@ -27,7 +28,8 @@ database, queue, session = race.database, race.queue, race.session
 
 
 def goes_the_short_way(conn: psycopg.Connection, queue: str = "q") -> bool:
-    """Whether _append_0 knows what to do with a message: a 1."""
+    """Whether _append_0 knows what to do with a message: a 1. The session knows where it is."""
+    conn.execute("select set_config('mq.system', split_part(mq._home(), '.', 2), false)")
     return value(conn, "select mq._append_0(%s, '1', null)", queue) is not None
 
 
@@ -90,7 +92,6 @@ def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
     in_another_cluster(conn, "q", "q.2")
     for queue in ("q", "q.2"):
         put(conn, "repairs", queue)
-        put(conn, "asks where this is, once a session", queue)
     assert not goes_the_short_way(conn)
     conn.execute("select * from mq.maintain()")
     assert goes_the_short_way(conn)
@@ -112,6 +113,66 @@ def test_a_copy_of_the_rows_alone_is_noticed(conn: psycopg.Connection) -> None:
     put(conn, "repairs")
     assert value(conn, "select home = mq._home() from mq.queue")
     assert take(conn, 10) == ["there before", "repairs"]
+
+
+@pytest.mark.parametrize("undo", ["rollback", "rollback to savepoint a"])
+def test_a_repair_that_was_rolled_back_hides_no_copy(
+    conn: psycopg.Connection, session: Connect, undo: str
+) -> None:
+    rows_from_elsewhere(conn)
+    repairing = session()
+    repairing.execute("savepoint a")
+    put(repairing, "never")
+    assert not goes_the_short_way(conn)
+    repairing.execute(undo)
+    repairing.commit()
+    assert not goes_the_short_way(conn)
+    put(conn, "repairs")
+    assert take(conn, 10) == ["repairs"]
+
+
+def test_registers_without_the_home_are_mended(conn: psycopg.Connection) -> None:
+    assert put(conn, "x")
+    conn.execute("select setval(register, pg_sequence_last_value(register) & 65537) from mq.queue")
+    assert not goes_the_short_way(conn)
+    maintain(conn)
+    assert goes_the_short_way(conn)
+
+
+def test_a_row_that_is_being_brought_is_not_trusted(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    bringing = session()
+    rows_from_elsewhere(bringing)
+    maintain(conn)
+    bringing.commit()
+    assert not goes_the_short_way(conn)
+    put(conn, "repairs")
+    assert take(conn, 10) == ["repairs"]
+
+
+def test_what_moves_a_register_keeps_the_home(conn: psycopg.Connection) -> None:
+    q = number(conn)
+    conn.execute(
+        "select mq.enqueue_batch('q', array_fill('1'::jsonb, array[20]), delay => '1 microsecond')"
+    )
+    seen = set()
+    for _ in range(12):
+        put(conn, "x")
+        rotate(conn)
+        assert goes_the_short_way(conn)
+        drain(conn)
+        for generation in (
+            0,
+            1,
+        ):  # as if the clock had been wrong, which makes upkeep change the set
+            conn.execute(f"update mq.promotion_{q}_{generation} set due_at = '2100-01-01'")
+        maintain(conn)
+        assert goes_the_short_way(conn)
+        seen.add(value(conn, f"select pg_sequence_last_value('mq.register_{q}') & 17179869183"))
+    assert len({old & 65535 for old in seen}) > 1
+    assert len({old >> 16 & 65535 for old in seen}) > 1
+    assert len({old >> 32 for old in seen}) > 1
 
 
 def test_a_session_that_lives_through_a_restore_in_place_notices(conn: psycopg.Connection) -> None:
@@ -164,8 +225,14 @@ def test_who_repairs_with_an_old_snapshot_leaves_the_rest_to_upkeep(
     old.commit()
     assert value(conn, slots) == before + 1
     assert goes_the_short_way(conn, "other")
+    conn.execute("select mq.alter_queue('q', notify => 'never')")  # makes only what enqueue needs
     maintain(conn)
     assert goes_the_short_way(conn)
+    slot = value(
+        conn, "select pg_sequence_last_value(register) & 65535 from mq.queue where name = 'q'"
+    )
+    source = value(conn, "select prosrc from pg_proc where proname = '_take_one_0'")
+    assert f"mq.lease_{number(conn)}_{slot} " in source
 
 
 # -- where there is no queue --------------------------------------------------------------------------

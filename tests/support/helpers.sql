@@ -59,8 +59,7 @@ comment on function test.forget(text) is 'Drops a queue that an earlier run of t
 create function test.become_copy(queue text, home text) returns void
 language plpgsql as $$
 begin
-    update mq.queue as q set home = become_copy.home where q.name = become_copy.queue;
-    perform setval(q.register, pg_sequence_last_value(q.register) & 17179869183 | mq._home_bits(q.home)) from mq.queue as q;
+    update mq.queue as q set home = become_copy.home, append_home = become_copy.home where q.name = become_copy.queue;
     perform mq._lock_generated('test');
     perform mq._create_append();
 end $$;

@@ -200,24 +200,18 @@ def in_another_cluster(conn: psycopg.Connection, *queues: str) -> None:
 
 def _move_home(conn: psycopg.Connection, home: str, queues: tuple[str, ...]) -> None:
     conn.execute(
-        f"update mq.queue set home = {home} where name = any (%(q)s) or %(q)s = '{{}}'",
+        f"update mq.queue set home = {home}, append_home = {home} where name = any (%(q)s) or %(q)s = '{{}}'",
         {"q": list(queues)},
     )
     # Its home stands in what enqueue is made of, too, and comes with a restore as that does.
-    _move_registers(conn)
     conn.execute("select mq._lock_generated('test'), mq._create_append()")
 
 
 def rows_from_elsewhere(conn: psycopg.Connection) -> None:
-    """As after a restore of the rows, and the sequences with them, where the same queues had been made before."""
-    conn.execute("update mq.queue set home = '1.1'")
-    _move_registers(conn)
-
-
-def _move_registers(conn: psycopg.Connection) -> None:
-    conn.execute(
-        "select setval(register, pg_sequence_last_value(register) & 17179869183 | mq._home_bits(home)) from mq.queue"
-    )
+    """As after a restore of the rows alone, or logical replication, where the same queues had been made before."""
+    with conn.transaction():
+        conn.execute("set local session_replication_role = replica")
+        conn.execute("update mq.queue set home = '1.1', append_home = '1.1'")
 
 
 def segments(conn: psycopg.Connection, queue: str = "q") -> int:

@@ -7,23 +7,61 @@
 --   bits 16-31  slot of the oldest segment that may have something to claim
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
---   bits 34-62  a hash of the home: rows that came without the functions are told by it, as registers come with rows
+--   bits 34-62  a hash of the home that enqueue may rely on: that of another place, where a row came from there; its
+--               own again once upkeep saw that the row says so
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
 -- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
 
-create or replace function mq._set_register(register regclass, open_slot int, head_slot int, generation int, old_alive boolean)
+create or replace function mq._set_register(register regclass, open_slot int, head_slot int, generation int, old_alive boolean, home_bits bigint)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform setval(_set_register.register,
                    open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
-                   | (old_alive::int::bigint << 33) | mq._home_bits(mq._home()));
+                   | (old_alive::int::bigint << 33) | home_bits);
 end $$;
 
 create or replace function mq._home_bits(home text) returns bigint
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return (hashtext(home) & 536870911)::bigint << 34;
+    return (hashtext(_home_bits.home) & 536870911)::bigint << 34;
+end $$;
+
+-- Rows may come without the functions and the sequences: a restore of the data alone, or logical replication.
+create or replace function mq._notice_foreign_row() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if not mq._is_at_home(new.home) then
+        perform mq._set_home_bits(new.register, new.home);
+    end if;
+    return null;
+end $$;
+
+create or replace trigger foreign_row after insert or update of home on mq.queue
+    for each row execute function mq._notice_foreign_row();
+alter table mq.queue enable always trigger foreign_row;
+
+create or replace function mq._set_home_bits(register regclass, home text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_value bigint := pg_sequence_last_value(_set_home_bits.register);
+begin
+    if v_value & (-1::bigint << 34) <> mq._home_bits(_set_home_bits.home) then
+        perform setval(_set_home_bits.register, v_value & ~(-1::bigint << 34) | mq._home_bits(_set_home_bits.home));
+    end if;
+end $$;
+
+-- By upkeep, once a row is one of here: a repair may be rolled back, and registers are not. A row that somebody is
+-- bringing just now is locked.
+create or replace function mq._mend_home_bits(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if exists (select from mq.queue as q where q.queue_id = _mend_home_bits.queue_id
+               and pg_sequence_last_value(q.register) & (-1::bigint << 34) <> mq._home_bits(q.home))
+    then
+        perform mq._set_home_bits(q.register, q.home)
+        from (select x.register, x.home from mq.queue as x where x.queue_id = _mend_home_bits.queue_id for no key update skip locked) as q;
+    end if;
 end $$;
 
 -- The head that a register has to have once another slot opens. It may be that very slot, as it was before a repair, or since

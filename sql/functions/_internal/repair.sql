@@ -13,6 +13,7 @@ declare
     v_new  int;
     a_old  int[];
     v_last bigint;
+    v_register bigint;
     v_give_up timestamptz := clock_timestamp() + _repair.patience;
 begin
     perform set_config('lock_timeout', (extract(epoch from _repair.patience) * 1000)::int::text, true);       -- of this function
@@ -76,9 +77,10 @@ begin
     end if;
     perform setval(q.notified, 1);
     update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
-    -- If this is rolled back, that stays: so the head is still the old one, and both sets of what is deferred are read.
-    -- Upkeep puts that right.
-    perform mq._set_register(q.register, v_new, mq._head_besides(coalesce(pg_sequence_last_value(q.register), 0), v_new), 0, true);
+    -- If this is rolled back, that stays: so the head is still the old one, both sets of what is deferred are read, and
+    -- the home is another one. Upkeep puts that right.
+    v_register := coalesce(pg_sequence_last_value(q.register), 0);
+    perform mq._set_register(q.register, v_new, mq._head_besides(v_register, v_new), 0, true, v_register & (-1::bigint << 34));
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return true;
 end $f$;

@@ -40,7 +40,7 @@ begin
     where not exists (select from mq.slot as s where s.queue_id = _make_slot.queue_id and s.slot = x);
     perform mq._create_slot(_make_slot.queue_id, v_slot);
     if not mq._is_stale_snapshot() then
-        perform mq._create_dispatchers();       -- else others will: what has no statement there goes the long way
+        perform mq._create_dispatchers();       -- else upkeep will: what has no statement there goes the long way
     end if;
     return v_slot;
 end $$;

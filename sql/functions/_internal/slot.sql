@@ -130,11 +130,8 @@ declare
     v_names  text[];
     v_bodies text[];
 begin
-    -- First, so that what changes meanwhile is made again by upkeep. Nobody waits here for who is changing a queue.
-    update mq.queue as q set append_home = q.home
-    from (select x.queue_id from mq.queue as x where x.append_home is distinct from x.home for no key update skip locked) as y
-    where q.queue_id = y.queue_id;
-    select array_agg(quote_literal(x.name) order by x.name collate "C"), array_agg(x.body order by x.name collate "C") into v_names, v_bodies
+    select array_agg(quote_literal(x.name) order by x.name collate "C"), array_agg(x.body order by x.name collate "C")
+    into v_names, v_bodies
     from (select q.name, mq._template_append(q.queue_id, q.home, q.notify, array_agg(d.slot order by d.slot)) as body
           from mq._dispatched() as d
           join mq.queue as q on q.queue_id = d.queue_id
@@ -153,7 +150,7 @@ begin
     perform mq._shut('_append_0');
 end $f$;
 
--- _take_one_0, _claim_0, _read_0 and _ack_0 have the statements of all slots in them: with many sessions on a few cores
+-- _take_one_0, _claim_0, _read_0 and _ack_0 have the statements of all those slots in them: with many sessions on a few cores
 -- the caches are cold, and every function more that a call goes through shows. The key is queue_id * 65536 + slot.
 create or replace function mq._create_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
