@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from mqctl import migrate
-from support import race, wait
+from support import attack, race, wait
 from support.race import (
     Background,
     Connect,
@@ -234,6 +234,17 @@ def test_who_repairs_with_an_old_snapshot_leaves_the_rest_to_upkeep(
     )
     source = value(conn, "select prosrc from pg_proc where proname = '_take_one_0'")
     assert f"mq.lease_{number(conn)}_{slot} " in source
+
+
+def test_an_upgrade_waits_for_nobody_who_has_changed_a_queue(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    """It would take a lock that they hold, or that who makes a queue asks for with the other one in hand."""
+    paused = session()
+    paused.execute("select mq.pause_queue('q')")
+    attack.upgrade(conn)
+    put(conn, "x")
+    paused.rollback()
 
 
 # -- where there is no queue --------------------------------------------------------------------------

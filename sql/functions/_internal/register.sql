@@ -37,9 +37,15 @@ begin
     return null;
 end $$;
 
-create or replace trigger foreign_row after insert or update of home on mq.queue
-    for each row execute function mq._notice_foreign_row();
-alter table mq.queue enable always trigger foreign_row;
+-- Made once: it takes a lock that those wait for who hold the lock of the generated functions, which an upgrade takes later.
+do $$
+begin
+    if not exists (select from pg_catalog.pg_trigger as t where t.tgrelid = 'mq.queue'::pg_catalog.regclass and t.tgname = 'foreign_row' and t.tgenabled = 'A') then
+        create or replace trigger foreign_row after insert or update of home on mq.queue
+            for each row execute function mq._notice_foreign_row();
+        alter table mq.queue enable always trigger foreign_row;
+    end if;
+end $$;
 
 create or replace function mq._set_home_bits(register regclass, home text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
