@@ -17,16 +17,14 @@ from bench.pgbench import arguments
 Figures = dict[str, float]
 
 
-class Beat:
-    """The control: a tiny write ten times a second in another database. What slows it down is not mq's doing."""
+class Thread:
+    """Something that goes on in a thread, by `_run`, for the length of a `with`, until it is over."""
 
-    def __init__(self, place: Arena) -> None:
-        self._server = place.server
-        self._server.create_database("control")
+    def __init__(self) -> None:
         self._over = threading.Event()
-        self._took: list[float] = []
 
-    def __enter__(self) -> Beat:
+    def __enter__(self) -> Self:
+        self._over.clear()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -34,6 +32,19 @@ class Beat:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(30)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Beat(Thread):
+    """The control: a tiny write ten times a second in another database. What slows it down is not mq's doing."""
+
+    def __init__(self, place: Arena) -> None:
+        super().__init__()
+        self._server = place.server
+        self._server.create_database("control")
+        self._took: list[float] = []
 
     def _run(self) -> None:
         with self._server.connect("control") as conn:

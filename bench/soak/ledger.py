@@ -4,11 +4,11 @@ tables again, so that millions of messages are accounted for one by one and the 
 
 from __future__ import annotations
 
-import threading
 import time
 
 import psycopg
 
+from bench.soak.gauges import Thread
 from support.server import Server
 
 PERIOD = 2  # seconds that each half is written to
@@ -23,10 +23,11 @@ SETTLE = f"""with acked as materialized (select mq.ack('b', {{r}}) as count)
 insert into done select {HALF}, count, {{ids}}::bigint[], {{took}}, {{age}}::float8 from acked where count > 0"""
 
 
-class Ledger:
+class Ledger(Thread):
     """Keeps the books for the length of a `with`; buries dead letters, too, every other time by redrive."""
 
     def __init__(self, server: Server, dbname: str) -> None:
+        super().__init__()
         self.settled = 0  # messages acknowledged or purged
         self.buried = 0  # purged
         self.redriven = 0
@@ -38,19 +39,8 @@ class Ledger:
         self._seen = bytearray()  # by id: whether it is settled
         self._server = server
         self._dbname = dbname
-        self._over = threading.Event()
         with server.connect(dbname) as conn:
             conn.execute(TABLES)
-
-    def __enter__(self) -> Ledger:
-        self._over.clear()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(30)
 
     def _run(self) -> None:
         try:

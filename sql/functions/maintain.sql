@@ -14,9 +14,7 @@ declare
     v_copy    int;
     a_ids     int[];
 begin
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        perform mq._wrong_isolation('maintain');
-    end if;
+    perform mq._check_isolation('maintain');
     -- A fence does not keep out its own transaction, and a window does not show it what it wrote: a segment with rows of
     -- ours would pass for empty.
     if pg_current_xact_id_if_assigned() is not null then

@@ -10,9 +10,7 @@ declare
     v_count bigint := 0;
     v_sum   bigint := 0;
 begin
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        perform mq._wrong_isolation('purge_queue');
-    end if;
+    perform mq._check_isolation('purge_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     perform mq._queue(purge_queue.queue);        -- dropped meanwhile?
     perform mq._mend_segments(q.queue_id, q.register);

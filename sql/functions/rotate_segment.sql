@@ -5,9 +5,7 @@ declare
     q      mq.queue := mq._queue(rotate_segment.queue, false);
     v_last bigint;
 begin
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        perform mq._wrong_isolation('rotate_segment');
-    end if;
+    perform mq._check_isolation('rotate_segment');
     if v_copy then
         return;         -- it was repaired into a new segment
     end if;

@@ -9,9 +9,7 @@ declare
     v_taken int;
     v_sum   int := 0;
 begin
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        perform mq._wrong_isolation('sweep_stale');
-    end if;
+    perform mq._check_isolation('sweep_stale');
     if sweep_stale.queue is not null then
         perform mq._queue(sweep_stale.queue);
     end if;

@@ -53,30 +53,33 @@ def test_how_it_notifies_holds_from_the_next_call_on(conn: psycopg.Connection) -
     assert tells_of(conn, 3) == 3
 
 
-def test_who_makes_a_queue_meanwhile_does_not_bring_back_what_was(
-    conn: psycopg.Connection, session: Connect, background: Background
-) -> None:
-    """It would make _append_0 from the row as it was before, if it did not wait."""
-    altering, creating = session(), session(autocommit=True)
-    altering.execute("select mq.alter_queue('q', notify => 'always')")
-    created = background(creating.execute, "select mq.create_queue('other')")
-    wait.until_blocked(conn, wait.backend_pid(creating), by=wait.backend_pid(altering))
-    altering.commit()
-    created.result(wait.SECONDS)
-    assert tells_of(conn, 3) == 3
+ALTER = "select mq.alter_queue('q', notify => '{}')"
 
 
-def test_the_later_of_two_changes_holds(
-    conn: psycopg.Connection, session: Connect, background: Background
+@pytest.mark.parametrize(
+    ("was", "first", "second"),
+    [
+        # It would make _append_0 from the row as it was before, if it did not wait.
+        ("auto", ALTER.format("always"), "select mq.create_queue('other')"),
+        # It changes nothing that it could see.
+        ("always", ALTER.format("never"), ALTER.format("always")),
+    ],
+)
+def test_of_two_who_make_it_the_later_one_sees_what_the_first_one_changed(
+    conn: psycopg.Connection,
+    session: Connect,
+    background: Background,
+    was: str,
+    first: str,
+    second: str,
 ) -> None:
-    """The second one changes nothing that it could see."""
-    first, second = session(), session(autocommit=True)
-    conn.execute("select mq.alter_queue('q', notify => 'always')")
-    first.execute("select mq.alter_queue('q', notify => 'never')")
-    altered = background(second.execute, "select mq.alter_queue('q', notify => 'always')")
-    wait.until_blocked(conn, wait.backend_pid(second), by=wait.backend_pid(first))
-    first.commit()
-    altered.result(wait.SECONDS)
+    changing, waiting = session(), session(autocommit=True)
+    conn.execute(ALTER.format(was))
+    changing.execute(first)
+    made = background(waiting.execute, second)
+    wait.until_blocked(conn, wait.backend_pid(waiting), by=wait.backend_pid(changing))
+    changing.commit()
+    made.result(wait.SECONDS)
     assert tells_of(conn, 3) == 3
 
 
@@ -163,10 +166,8 @@ def test_what_moves_a_register_keeps_the_home(conn: psycopg.Connection) -> None:
         rotate(conn)
         assert goes_the_short_way(conn)
         drain(conn)
-        for generation in (
-            0,
-            1,
-        ):  # as if the clock had been wrong, which makes upkeep change the set
+        # As if the clock had been wrong, which makes upkeep change the set.
+        for generation in (0, 1):
             conn.execute(f"update mq.promotion_{q}_{generation} set due_at = '2100-01-01'")
         maintain(conn)
         assert goes_the_short_way(conn)

@@ -81,6 +81,22 @@ begin
     return not mq._is_at_home(_is_copy.home) or mq._ran_backwards(_is_copy.queue_id);
 end $$;
 
+-- Whether a statement may see less than those that ran before it.
+create or replace function mq._is_stale_snapshot() returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return current_setting('transaction_isolation') not in ('read committed', 'read uncommitted');
+end $$;
+
+-- dequeue, which is called more often, looks for itself.
+create or replace function mq._check_isolation(caller text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if mq._is_stale_snapshot() then
+        perform mq._wrong_isolation(_check_isolation.caller);
+    end if;
+end $$;
+
 -- The row of a queue, for functions that are not on the hot path. Those that lock its row, or its upkeep, look at the
 -- register only behind that lock: drop_queue takes the three in this order.
 create or replace function mq._queue(queue text, and_register boolean default true) returns mq.queue

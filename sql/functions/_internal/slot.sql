@@ -98,16 +98,8 @@ end $f$;
 create or replace function mq._lock_generated(caller text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if mq._is_stale_snapshot() then
-        perform mq._wrong_isolation(_lock_generated.caller);
-    end if;
+    perform mq._check_isolation(_lock_generated.caller);
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
-end $$;
-
-create or replace function mq._is_stale_snapshot() returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    return current_setting('transaction_isolation') not in ('read committed', 'read uncommitted');
 end $$;
 
 -- The slots that the dispatchers have statements of: 64, those of open segments first. The others are done without: by
