@@ -10,11 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from bench.arena import Arena
 from bench.pgbench import arguments
 
 Figures = dict[str, float]
+
+
+Self = TypeVar("Self", bound="Thread")
 
 
 class Thread:
@@ -23,7 +27,7 @@ class Thread:
     def __init__(self) -> None:
         self._over = threading.Event()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Self) -> Self:
         self._over.clear()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
