@@ -269,6 +269,7 @@ def test_a_register_that_is_written_is_locked_for_that_only(
     conn: psycopg.Connection, session: Connect
 ) -> None:
     bringing, other = session(), session(autocommit=True)
+    value(bringing, "select 1")
     rows_from_elsewhere(bringing)
     free = f"select pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key({number(conn)}, -8))"
     assert value(other, free)
