@@ -98,7 +98,8 @@ def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
         put(conn, "repairs", queue)
     assert not goes_the_short_way(conn)
     conn.execute("select * from mq.maintain()")
-    assert not goes_the_short_way(conn)  # the register is not undone by a rollback: not in the same call
+    # Not in the same call: the register is not undone by a rollback.
+    assert not goes_the_short_way(conn)
     conn.execute("select * from mq.maintain()")
     assert goes_the_short_way(conn)
     assert goes_the_short_way(conn, "q.2")
@@ -178,7 +179,7 @@ def test_what_enqueue_knows_of_other_queues_is_not_used(
         conn.execute("set local session_replication_role = replica")
         conn.execute("update mq.queue set home = '1.1', name = '-' || name")
         conn.execute("update mq.queue set name = case name when '-q' then 'q.2' else 'q' end")
-    expected = []
+    expected: list[int] = []
 
     def put_both() -> None:
         expected.append(len(expected))
