@@ -186,11 +186,11 @@ class MaintenanceAction:
     """One thing that upkeep did (SQL: a row of `mq.maintain`).
 
     Attributes:
-        queue: the queue.
+        queue: the queue; None: what is done for all queues, and failed.
         action: what was done.
         detail: to what.
     """
 
-    queue: str
+    queue: str | None
     action: str
     detail: str | None

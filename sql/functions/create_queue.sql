@@ -53,7 +53,7 @@ begin
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
     perform setval(format('mq.notified_%s', v_id)::regclass, 1);
     perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
-    perform mq._set_register(format('mq.register_%s', v_id)::regclass, 1, 1, 0, false, mq._home_bits(mq._home()));
+    perform mq._set_register(v_id, format('mq.register_%s', v_id)::regclass, 1, 1, 0, false, mq._home_bits(mq._home()));
     perform mq._create_deferral(v_id);
     perform mq._create_slot(v_id, 1);
     perform mq._create_slot(v_id, 2);

@@ -192,7 +192,7 @@ begin
         end;
     end loop;
     -- After a repair, which may have been in the middle of a transaction that takes long, and leaves this to us: until then
-    -- messages go the long way. Marked first: what changes meanwhile is made again. Who is changing a queue is left alone.
+    -- messages go the long way, and until the next call, which mends the register. Marked first: what changes meanwhile is made again. Who is changing a queue is left alone.
     begin
         if exists (select from mq.queue as x where x.append_home <> x.home)
             and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7))
@@ -207,12 +207,17 @@ begin
     exception
         when lock_not_available then
             null;       -- next time
+        when others then
+            if maintain.queue is not null then
+                raise;
+            end if;
+            return next (null, 'failed', sqlerrm)::mq.upkeep;
     end;
 end $$;
 
 comment on function mq.maintain(text) is
 'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
-Returns: queue, action, detail: what was done.
+Returns: queue, action, detail: what was done; queue is null where what is for all queues failed.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.
 Role: mq_consumer.';

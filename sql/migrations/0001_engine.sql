@@ -20,7 +20,7 @@ create table mq.queue (
     notified           regclass not null,
     -- Where the stored transaction ids come from (mq._home): in another database or cluster this is a copy.
     home               text not null,
-    append_home        text not null,  -- the one that the dispatchers were made with, or an older one
+    append_home        text not null,  -- home, once what _append_0 knows of the queue was made for that; else upkeep makes it
     constraint queue_pkey primary key (queue_id),
     constraint queue_name_key unique (name),
     constraint queue_name_check check (name ~ '^[A-Za-z0-9_.-]{1,48}$'),

@@ -10,6 +10,7 @@ from support import attack, race, wait
 from support.race import (
     Background,
     Connect,
+    advisory_locks,
     drain,
     in_another_cluster,
     maintain,
@@ -97,6 +98,9 @@ def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
         put(conn, "repairs", queue)
     assert not goes_the_short_way(conn)
     conn.execute("select * from mq.maintain()")
+    # Not in the same call: the register is not undone by a rollback.
+    assert not goes_the_short_way(conn)
+    conn.execute("select * from mq.maintain()")
     assert goes_the_short_way(conn)
     assert goes_the_short_way(conn, "q.2")
     before = made(conn)
@@ -153,6 +157,177 @@ def test_a_row_that_is_being_brought_is_not_trusted(
     assert not goes_the_short_way(conn)
     put(conn, "repairs")
     assert take(conn, 10) == ["repairs"]
+
+
+def test_data_that_goes_back_is_noticed(conn: psycopg.Connection, session: Connect) -> None:
+    """Home again, what enqueue knows is right, and the register comes last: it must not say that all is."""
+    in_another_cluster(conn)
+    put(conn, "repairs")  # nor did upkeep run there
+    back = session(autocommit=True)
+    back.execute("set mq.system = '1'")  # this is where it came from
+    assert value(back, "select mq._append_0('q', '1', null)") is None
+    assert take(conn, 10) == ["repairs"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_what_enqueue_knows_of_other_queues_is_not_used(
+    conn: psycopg.Connection, session: Connect, end: str
+) -> None:
+    """Rows of elsewhere, in which two queues have each other's names; they were here once, and say so."""
+    conn.execute("select mq.create_queue('q.2')")
+    with conn.transaction():
+        conn.execute("set local session_replication_role = replica")
+        conn.execute("update mq.queue set home = '1.1', name = '-' || name")
+        conn.execute("update mq.queue set name = case name when '-q' then 'q.2' else 'q' end")
+    expected: list[int] = []
+
+    def put_both() -> None:
+        expected.append(len(expected))
+        for queue in ("q", "q.2"):
+            put(conn, f"{queue} {expected[-1]}", queue)
+
+    put_both()
+    maintaining = session()
+    maintaining.execute("select * from mq.maintain()")
+    conn.execute("set lock_timeout = '5s'")  # it takes a fence away
+    assert not goes_the_short_way(conn)
+    getattr(maintaining, end)()
+    assert not goes_the_short_way(conn)
+    put_both()
+    for _ in range(2):
+        conn.execute("select * from mq.maintain()")
+        put_both()
+    for queue in ("q", "q.2"):
+        assert goes_the_short_way(conn, queue)
+        assert take(conn, 10, queue)[: len(expected)] == [f"{queue} {i}" for i in expected]
+
+
+@pytest.mark.parametrize("role", ["origin", "replica"])
+@pytest.mark.parametrize("go", ["delete from mq.queue where name = 'q'", "truncate mq.queue"])
+def test_a_queue_whose_row_is_gone_takes_no_messages(
+    conn: psycopg.Connection, go: str, role: str
+) -> None:
+    put(conn, "x")
+    with conn.transaction(force_rollback=True):
+        conn.execute(f"set local session_replication_role = {role}")
+        conn.execute(go.encode())
+        with conn.transaction(force_rollback=True):
+            no_such_queue(conn)
+        assert not goes_the_short_way(conn)
+    put(conn, "y")
+    maintain(conn)
+    assert goes_the_short_way(conn)
+    assert take(conn, 10)[:2] == ["x", "y"]
+
+
+def test_a_drop_that_was_rolled_back_costs_nothing(conn: psycopg.Connection) -> None:
+    with conn.transaction(force_rollback=True):
+        conn.execute("select mq.drop_queue('q')")
+    assert goes_the_short_way(conn)
+
+
+def test_what_was_dropped_stays_so_when_its_row_comes_back(conn: psycopg.Connection) -> None:
+    register = f"mq.register_{number(conn)}"
+    conn.execute("create temporary table row as select * from mq.queue")
+    conn.execute("select mq.drop_queue('q')")
+    with conn.transaction(force_rollback=True):
+        conn.execute("insert into mq.queue overriding system value select * from row")
+        conn.execute("update mq.queue set home = '1.1'")
+        conn.execute("delete from mq.queue")
+    assert value(conn, "select pg_sequence_last_value(%s)", register) is None
+
+
+@pytest.mark.parametrize("first", ["bring", "rotate"])
+def test_who_brings_a_row_and_who_moves_its_register_do_not_undo_each_other(
+    conn: psycopg.Connection, session: Connect, background: Background, first: str
+) -> None:
+    """Both read it before they write it; who brings a row cannot wait for upkeep, which comes before the row."""
+    put(conn, "x")
+    key = f"(mq._lock_class(), mq._lock_key({number(conn)}, -8))"
+    open_slot = "select pg_sequence_last_value(register) & 65535 from mq.queue"
+    before = value(conn, open_slot)
+    one, other = session(autocommit=True), session(autocommit=True)
+    does = {"bring": rows_from_elsewhere, "rotate": rotate}
+    second = next(name for name in does if name != first)
+    conn.execute(f"select pg_advisory_lock{key}")
+    try:
+        done = [background(does[first], one)]
+        wait.until_blocked(conn, wait.backend_pid(one), by=wait.backend_pid(conn))
+        done.append(background(does[second], other))
+        wait.until_blocked(conn, wait.backend_pid(other))
+    finally:
+        conn.execute(f"select pg_advisory_unlock{key}")
+    for each in done:
+        each.result(wait.SECONDS)
+    assert value(conn, open_slot) != before
+    assert not goes_the_short_way(conn)
+    assert advisory_locks(one, conn) == advisory_locks(other, conn) == 0
+    put(conn, "repairs")
+    assert take(conn, 10) == ["x", "repairs"]
+
+
+def test_a_register_that_is_written_is_locked_for_that_only(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    bringing, other = session(), session(autocommit=True)
+    value(bringing, "select 1")
+    rows_from_elsewhere(bringing)
+    free = f"select pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key({number(conn)}, -8))"
+    assert value(other, free)
+    bringing.rollback()
+
+
+def test_rows_may_be_brought_by_who_may_not_write_registers(conn: psycopg.Connection) -> None:
+    """And with the number that the register has elsewhere, as a binary replication does."""
+    with conn.transaction(force_rollback=True):
+        conn.execute("create role bringer")
+        conn.execute("grant usage on schema mq to bringer")
+        conn.execute("grant select, update, delete, truncate on mq.queue to bringer")
+        conn.execute("set local role bringer")
+        for change in (
+            "update mq.queue set home = '1.1', register = 1",
+            "delete from mq.queue",
+            "truncate mq.queue",
+        ):
+            with conn.transaction(force_rollback=True):
+                conn.execute(change.encode())
+                conn.execute("set local role none")
+                assert not goes_the_short_way(conn)
+            conn.execute("set local role none")
+            maintained = value(conn, "select mq._mend_home_bits(queue_id)::text from mq.queue")
+            assert maintained == ""
+            assert goes_the_short_way(conn)
+            conn.execute("set local role bringer")
+
+
+def test_a_row_without_a_register_can_be_brought(conn: psycopg.Connection) -> None:
+    with conn.transaction(force_rollback=True):
+        conn.execute("create temporary table row as select * from mq.queue")
+        conn.execute("update row set queue_id = 1000000, name = 'other', home = '1.1'")
+        conn.execute("insert into mq.queue overriding system value select * from row")
+        conn.execute("delete from mq.queue where name = 'other'")
+        assert goes_the_short_way(conn)
+
+
+def test_upkeep_of_all_goes_on_where_nothing_can_be_made(conn: psycopg.Connection) -> None:
+    arguments = "(p_queue text, p_payload jsonb, p_headers jsonb)"
+    put(conn, "x")
+    rotate(conn)
+    drain(conn)
+    conn.execute("update mq.queue set append_home = '1.1'")
+    conn.execute("drop function mq._append_0")
+    conn.execute(f"create function mq._append_0{arguments} returns int language sql as 'select 1'")
+    try:
+        with pytest.raises(psycopg.errors.InvalidFunctionDefinition):
+            maintain(conn)
+        done = conn.execute("select queue, action, detail from mq.maintain()").fetchall()
+        assert done[-1][:2] == (None, "failed")
+        assert "change return type" in done[-1][2]
+        assert "sealed" in {action for _, action, _ in done}
+    finally:
+        conn.execute("select mq._regenerate()")
+    maintain(conn)
+    assert value(conn, "select append_home = home from mq.queue")
 
 
 def test_what_moves_a_register_keeps_the_home(conn: psycopg.Connection) -> None:
@@ -228,7 +403,8 @@ def test_who_repairs_with_an_old_snapshot_leaves_the_rest_to_upkeep(
     assert value(conn, slots) == before + 1
     assert goes_the_short_way(conn, "other")
     conn.execute("select mq.alter_queue('q', notify => 'never')")  # makes only what enqueue needs
-    maintain(conn)
+    for _ in range(2):
+        maintain(conn)
     assert goes_the_short_way(conn)
     slot = value(
         conn, "select pg_sequence_last_value(register) & 65535 from mq.queue where name = 'q'"

@@ -67,11 +67,12 @@ def sprung(said: list[str]) -> dict[str, set[str]]:
 
 
 def definers(owner: psycopg.Connection) -> dict[str, str]:
-    """Name to signature of every function that runs as its owner."""
+    """Name to signature of every function that runs as its owner, but for triggers of what only he can write to."""
     return dict(
         owner.execute(
             "select proname, oid::regprocedure::text from pg_proc"
-            " where pronamespace = 'mq'::regnamespace and prosecdef"
+            " where pronamespace = 'mq'::regnamespace and prosecdef and not exists"
+            " (select from pg_trigger where tgfoid = pg_proc.oid and tgrelid = 'mq.queue'::regclass)"
         ).fetchall()
     )
 

@@ -287,7 +287,7 @@ begin
         execute format('select p.due_at > clock_timestamp() + interval ''1 second'' from mq.promotion_%s as p order by p.no desc limit 1', v_open)
             into v_ahead;
         if v_ahead then
-            perform setval(_rotate_deferral.register, (v_value # (1::bigint << 32)) | (1::bigint << 33));
+            perform mq._write_register(_rotate_deferral.queue_id, _rotate_deferral.register, 3::bigint << 32, (~v_value & (1::bigint << 32)) | (1::bigint << 33));
             return 'changed over, as its cursor is in the future';
         end if;
         if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
@@ -298,7 +298,7 @@ begin
         if v_taken < v_rows * 3 / 4 then
             return null;
         end if;
-        perform setval(_rotate_deferral.register, (v_value # (1::bigint << 32)) | (1::bigint << 33));
+        perform mq._write_register(_rotate_deferral.queue_id, _rotate_deferral.register, 3::bigint << 32, (~v_value & (1::bigint << 32)) | (1::bigint << 33));
         return 'changed over';
     end if;
     -- Nobody may add to the old set, nor promote from it, while it is moved.
@@ -313,7 +313,7 @@ begin
                    and l.mode = 'AccessExclusiveLock' and l.database = (select d.oid from pg_database as d where d.datname = current_database())) then
             return null;
         end if;
-        perform setval(_rotate_deferral.register, v_value & ~(1::bigint << 33));
+        perform mq._write_register(_rotate_deferral.queue_id, _rotate_deferral.register, 1::bigint << 33, 0);
         return 'the old set is empty';
     end if;
     execute format('insert into mq.deferred_%s (msg_id, due_at, enqueued_at, attempt, payload, headers, history)'

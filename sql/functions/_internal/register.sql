@@ -2,71 +2,119 @@
 -- age sees the newest value), cost a microsecond, leave no dead versions, and are not undone by a rollback: what is
 -- written there must be true whether or not the writer commits.
 --
--- register_<q> says where messages go and come from, written only under the queue's upkeep lock:
+-- register_<q> says where messages go and come from. Bits 0-33 are written only under the queue's upkeep lock, the others
+-- only with its row locked, or replaced; each writer leaves the bits of the other as they are (_write_register).
 --   bits  0-15  slot of the open segment: producers append there
 --   bits 16-31  slot of the oldest segment that may have something to claim
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
---   bits 34-62  a hash of the home that enqueue may rely on: that of another place, where a row came from there; its
---               own again once upkeep saw that the row says so
+--   bits 34-62  a hash of the home that enqueue may rely on, 0 for none: that of another place, where a row came from
+--               there; 0 after a repair, or where the row went; its own again once upkeep saw that the row says so and that
+--               enqueue's literals were made for it
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
 -- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
 
-create or replace function mq._set_register(register regclass, open_slot int, head_slot int, generation int, old_alive boolean, home_bits bigint)
+-- Gives some bits of a register a new value: those that the mask has. Whoever brings a row has it locked, so he cannot wait
+-- for the upkeep lock, which comes before. So this has a lock of its own, kept for two statements: a subtransaction that is
+-- undone gives it back, and leaves what was written. Nobody waits with it in hand: the sequence was locked before.
+create or replace function mq._write_register(queue_id int, register regclass, mask bigint, bits bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_value bigint := pg_sequence_last_value(_write_register.register);
+begin
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_write_register.queue_id, -8));
+    v_value := coalesce(pg_sequence_last_value(_write_register.register), 0);
+    perform setval(_write_register.register, v_value & ~_write_register.mask | _write_register.bits);
+    raise exception using errcode = 'MQ000';
+exception
+    when sqlstate 'MQ000' then
+        null;
+end $$;
+
+-- All of it; without home_bits all but those.
+create or replace function mq._set_register(queue_id int, register regclass, open_slot int, head_slot int, generation int, old_alive boolean, home_bits bigint)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform setval(_set_register.register,
-                   open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
-                   | (old_alive::int::bigint << 33) | home_bits);
+    perform mq._write_register(_set_register.queue_id, _set_register.register, case when home_bits is null then ~(-1::bigint << 34) else -1 end,
+                               open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
+                               | (old_alive::int::bigint << 33) | coalesce(home_bits, 0));
 end $$;
 
 create or replace function mq._home_bits(home text) returns bigint
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return (hashtext(_home_bits.home) & 536870911)::bigint << 34;
+    return greatest(hashtext(_home_bits.home) & 536870911, 1)::bigint << 34;
 end $$;
 
--- Rows may come without the functions and the sequences: a restore of the data alone, or logical replication.
-create or replace function mq._notice_foreign_row() returns trigger
+-- By the register's name: a row that was replicated in binary has the oid of another. None: nothing appends there. One that
+-- is null is that of a queue that was dropped, and stays so; to know it, we wait for who is dropping it.
+create or replace function mq._set_home_bits(queue_id int, home_bits bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_register regclass := to_regclass('mq.register_' || _set_home_bits.queue_id);
+begin
+    if pg_sequence_last_value(v_register) & (-1::bigint << 34) <> home_bits then
+        perform mq._write_register(_set_home_bits.queue_id, v_register, -1::bigint << 34, home_bits);
+    end if;
+end $$;
+
+-- Rows may come without the functions and the sequences: a restore of the data alone, or logical replication. Who brings
+-- one need not be allowed to write a register.
+create or replace function mq._notice_foreign_row() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if not mq._is_at_home(new.home) then
-        perform mq._set_home_bits(new.register, new.home);
+        perform mq._set_home_bits(new.queue_id, mq._home_bits(new.home));
     end if;
+    return null;
+end $$;
+
+-- Or they go: before others come, or by hand. drop_queue does without: it empties the register when it is sure of it, and
+-- where it is rolled back, messages would go the long way until the next upkeep.
+create or replace function mq._notice_lost_row() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if current_setting('mq.dropping', true) is distinct from old.queue_id::text then
+        perform mq._set_home_bits(old.queue_id, 0);
+    end if;
+    return null;
+end $$;
+
+create or replace function mq._notice_lost_rows() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform mq._set_home_bits(q.queue_id, 0) from mq.queue as q;
     return null;
 end $$;
 
 -- Made once: it takes a lock that those wait for who hold the lock of the generated functions, which an upgrade takes later.
 do $$
 begin
-    if not exists (select from pg_catalog.pg_trigger as t where t.tgrelid = 'mq.queue'::pg_catalog.regclass and t.tgname = 'foreign_row' and t.tgenabled = 'A') then
+    if (select count(*) from pg_catalog.pg_trigger as t where t.tgrelid = 'mq.queue'::pg_catalog.regclass and t.tgenabled = 'A'
+            and (t.tgname, t.tgtype) in (('foreign_row', 21), ('lost_row', 9), ('lost_rows', 34))) < 3 then
         create or replace trigger foreign_row after insert or update of home on mq.queue
             for each row execute function mq._notice_foreign_row();
-        alter table mq.queue enable always trigger foreign_row;
+        create or replace trigger lost_row after delete on mq.queue
+            for each row execute function mq._notice_lost_row();
+        create or replace trigger lost_rows before truncate on mq.queue
+            for each statement execute function mq._notice_lost_rows();
+        alter table mq.queue enable always trigger foreign_row, enable always trigger lost_row, enable always trigger lost_rows;
     end if;
 end $$;
 
-create or replace function mq._set_home_bits(register regclass, home text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    v_value bigint := pg_sequence_last_value(_set_home_bits.register);
-begin
-    if v_value & (-1::bigint << 34) <> mq._home_bits(_set_home_bits.home) then
-        perform setval(_set_home_bits.register, v_value & ~(-1::bigint << 34) | mq._home_bits(_set_home_bits.home));
-    end if;
-end $$;
-
--- By upkeep, once a row is one of here: a repair may be rolled back, and registers are not. A row that somebody is
--- bringing just now is locked.
+-- By upkeep, once a row is one of here: a repair may be rolled back, and registers are not. Nor is this: so only where an
+-- earlier transaction made enqueue's literals for that home, and said so in the row (append_home). Those of before may be
+-- about other queues. A row that somebody is bringing just now is locked.
 create or replace function mq._mend_home_bits(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if exists (select from mq.queue as q where q.queue_id = _mend_home_bits.queue_id
+    if exists (select from mq.queue as q where q.queue_id = _mend_home_bits.queue_id and q.append_home = q.home
                and pg_sequence_last_value(q.register) & (-1::bigint << 34) <> mq._home_bits(q.home))
     then
-        perform mq._set_home_bits(q.register, q.home)
-        from (select x.register, x.home from mq.queue as x where x.queue_id = _mend_home_bits.queue_id for no key update skip locked) as q;
+        perform mq._set_home_bits(q.queue_id, mq._home_bits(q.home))
+        from (select x.queue_id, x.home from mq.queue as x
+              where x.queue_id = _mend_home_bits.queue_id and x.append_home = x.home for no key update skip locked) as q;
     end if;
 end $$;
 
@@ -79,8 +127,8 @@ begin
 end $$;
 
 -- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is
--- a slice; -1 a lane, -2 promotion, -3 upkeep, -5 "somebody notifies", -6 the sweep, -7 the generated functions. Who waits
--- has a class of its own (_internal/notify.sql).
+-- a slice; -1 a lane, -2 promotion, -3 upkeep, -5 "somebody notifies", -6 the sweep, -7 the generated functions, -8 a
+-- register that is being written. Who waits has a class of its own (_internal/notify.sql).
 create or replace function mq._lock_class() returns int
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin

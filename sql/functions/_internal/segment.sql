@@ -68,7 +68,7 @@ begin
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
     update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _rotate.queue_id and s.slot = v_slot;
-    perform setval(q.register, (v_value & ~(4294967295::bigint)) | (mq._head_besides(v_value, v_slot)::bigint << 16) | v_slot);
+    perform mq._write_register(q.queue_id, q.register, 4294967295, (mq._head_besides(v_value, v_slot)::bigint << 16) | v_slot);
     return true;
 end $$;
 
@@ -246,6 +246,6 @@ begin
     order by s.segment limit 1;
     v_head := coalesce(v_head, (v_value & 65535)::int);
     if v_head <> (v_value >> 16) & 65535 then
-        perform setval(_advance_head.register, (v_value & ~(65535::bigint << 16)) | (v_head::bigint << 16));
+        perform mq._write_register(_advance_head.queue_id, _advance_head.register, 65535::bigint << 16, v_head::bigint << 16);
     end if;
 end $$;
