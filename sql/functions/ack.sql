@@ -20,7 +20,7 @@ begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the open segment (others may be gone) that
     -- nothing has happened to yet.
     select case when x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and ack.msg_ids is null and ack.result is null
-                     and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9a-f-]+$'
+                     and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'
                      and starts_with(ack.receipt, concat(x.queue_id, '.', x.content & 65535, '.'))
                 then x.queue_id::bigint * 65536 + (x.content & 65535) end
       into v_key

@@ -43,7 +43,7 @@ begin
     from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
                  pg_current_xact_id_if_assigned() is not null as begun,
                  y.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-                 and coalesce(dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9a-f-]+$'
+                 and coalesce(dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'
                               and starts_with(dequeue.ack, concat(y.queue_id, '.', y.content & 65535, '.')), true) as is_plain
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;

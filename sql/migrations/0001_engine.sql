@@ -82,7 +82,7 @@ comment on table mq.dead_letter is 'Messages that were given up: rejected, or ou
 -- What is still leased when a segment is otherwise done moves here, so that a lease of hours does not pin a segment.
 create table mq.survivor (
     queue_id     int not null,
-    token        uuid not null,
+    token        bigint not null,
     msg_id       bigint not null,
     leased_until timestamptz not null,
     enqueued_at  timestamptz not null,

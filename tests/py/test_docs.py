@@ -144,7 +144,7 @@ def steady(text: str) -> str:
     """Without process ids, times and receipts."""
     text = re.sub(r"PID \d+", "PID n", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:\d\d)?)?", "time", text)
-    text = re.sub(r"\b\d+(\.\d+){7}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "receipt", text)
+    text = re.sub(r"\b\d+(\.\d+){7}\.[0-9]{19}\b", "receipt", text)
     return re.sub(r"-{3,}", "---", re.sub(r" {2,}", " ", text))
 
 

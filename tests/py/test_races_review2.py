@@ -474,7 +474,7 @@ def test_an_expired_lease_behind_thousands_of_live_ones_is_found(conn: psycopg.C
     put(conn, "late")
     receipt = lease(conn)
     conn.execute(
-        f"update mq.lease_{number(conn)}_1 set leased_until = now() - interval '1 ms' where token = %s::uuid",
+        f"update mq.lease_{number(conn)}_1 set leased_until = now() - interval '1 ms' where token = %s::bigint",
         (receipt.rpartition(".")[2],),
     )
     polls = (payload for _ in range(100) for payload in take(conn))

@@ -29,7 +29,7 @@ end $$;
 -- Settles what is left of a lease that outlived its segment, or the given messages of it, and returns them; null: there are
 -- none. As in _settle_<slot>, what is acknowledged comes without payloads, and of what is taken back at most about 64 MB
 -- come, for it becomes one array, and the rest by another call.
-create or replace function mq._settle_survivors(queue_id int, token uuid, outcome text, msg_ids bigint[]) returns mq._taken[]
+create or replace function mq._settle_survivors(queue_id int, token bigint, outcome text, msg_ids bigint[]) returns mq._taken[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_ids   bigint[];

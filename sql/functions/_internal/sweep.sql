@@ -44,11 +44,11 @@ end $$;
 
 -- Takes back a lease that outlived its segment and ran out, as much of it as fits; null: it was extended, or somebody is
 -- settling a part of it. What is left is lost to its consumer, too: it goes on under a token that nobody has.
-create or replace function mq._sweep_survivors(queue_id int, token uuid) returns mq._taken[]
+create or replace function mq._sweep_survivors(queue_id int, token bigint) returns mq._taken[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_until timestamptz;
-    v_token constant uuid := gen_random_uuid();
+    v_token constant bigint := (random() * 4e18 + date_part('epoch', clock_timestamp()) * 1e9)::bigint;
     v_taken mq._taken[];
 begin
     select max(x.leased_until) into v_until
@@ -71,7 +71,7 @@ create or replace function mq._sweep_slots(queue_id int, max_attempts int, most 
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot   int;
-    v_token  uuid;
+    v_token  bigint;
     v_taken  mq._taken[];
     v_all    mq._taken[] := '{}'::mq._taken[];
     v_leases int := 0;

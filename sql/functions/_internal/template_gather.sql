@@ -20,7 +20,7 @@ declare
     v_id     bigint;
     v_free   int;
     v_rest   record;
-    v_token  uuid := {token};
+    v_token  bigint := {token};
     v_until  timestamptz;
     v_receipt text;
     a_slice  int[];     a_part  int[];      a_n      int[];

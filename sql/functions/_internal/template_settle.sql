@@ -58,7 +58,7 @@ end $$;
 -- of it is left. What it returns as due_at is the deadline of the lease. Outcome "expired" looks at the deadline in the
 -- round that decides, so it never overrules an extend. Of what is taken back, at most about 64 MB are, for it becomes one
 -- array, and the rest by another call; once a part of a lease ran out, the lease is lost to its consumer as a whole.
-create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_outcome text, p_ids bigint[])
+create or replace function mq._settle_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token bigint, p_outcome text, p_ids bigint[])
 returns setof mq._taken language plpgsql as $$
 declare
     v_until  timestamptz;
@@ -110,7 +110,7 @@ begin
 end $$;
 
 -- Moves the deadline of a lease, never to an earlier time; null if it is lost.
-create or replace function mq._extend_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token uuid, p_vt interval) returns timestamptz
+create or replace function mq._extend_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slice int, p_part int, p_token bigint, p_vt interval) returns timestamptz
 language plpgsql as $$
 declare
     v_until timestamptz;

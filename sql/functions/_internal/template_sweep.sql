@@ -6,7 +6,7 @@ begin
     return $x$
 -- The heads of leases that ran out and are not settled. p_most bounds how many leases are looked at; where there are
 -- more, as many again from a random block on, so that those who look often find what is behind many live ones, too.
-create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token uuid, out outcome text)
+create or replace function mq._stale_{t}(p_sub smallint, p_lane smallint, p_most int, out block_no bigint, out slice int, out part int, out token bigint, out outcome text)
 returns setof record language plpgsql as $$
 declare
     v_now  timestamptz := clock_timestamp();
@@ -98,7 +98,7 @@ declare
     v_sum   int := 0;
     v_bytes bigint := 0;
     v_busy  int := 0;
-    v_token uuid;
+    v_token bigint;
 begin
     -- Leases that open transactions are settling must not hide the others: after ten of them, ten tries at random.
     for v_pass in 1 .. 2 loop

@@ -5,64 +5,66 @@
 -- The statement's snapshot is older than the lock. That is safe here, and only here: what was leased since is seen by
 -- ON CONFLICT, which looks at the index as it is now, and the messages of a block were committed before the block was.
 --
--- A third of its time is making its plan ready, node by node, so it has few: the ticket is drawn in the select list above
--- LIMIT 1, so for the one block that is found, and what cannot be had is told by nulls, not by a filter of its own.
+-- A third of its time is making its plan ready, node by node, function by function and column by column (each column that a
+-- node hands on is a look into a catalogue cache, which is cold with many sessions). So it has few: the ticket is drawn in
+-- the select list above LIMIT 1, so for the one block that is found; what cannot be had is told by nulls, not by a filter
+-- of its own; and the token, a default of the lease, comes back from its INSERT.
 create or replace function mq._template_take_one() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return mq._template_claim('1', $x$
+    -- Its slices are single messages, which their position names.
+    return mq._template_claim('1', '1', '', '', $x$
                            case when m.msg_id is not null
-                                then row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token),
+                                then row(m.msg_id, concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', c.token),
                                          m.attempt, m.enqueued_at, d.leased_until, m.payload, m.headers)::mq.delivery
-                                else row(null, d.ticket, null, null, null, null, null)::mq.delivery end$x$, $x$
+                                else row(null, d.first_ticket + d.g, null, null, null, null, null)::mq.delivery end$x$, $x$
                 left join lateral (
                     select l.msg_id, l.attempt, l.enqueued_at, l.payload, l.headers from mq.log_{t} as l
-                    where l.lane = case when c.claimed then d.lane end and (l.xid, l.msg_id) >= (d.xid, d.msg_id)
-                    order by l.lane, l.xid, l.msg_id limit 1) as m on true$x$);
+                    where l.lane = case when c.token is not null then case when d.g < d.born then -1 else 0 end end
+                      and l.xid = d.xid and l.msg_id = d.msg_id) as m on true$x$);
 end $f$;
 
 create or replace function mq._template_claim_many() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return mq._template_claim('p_n', $x$
-                           case when c.claimed
-                                then row(d.n, d.lane, d.xid, d.msg_id,
-                                         concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', d.token), d.leased_until)::mq._claim
-                                else row(null, null, null, null, d.ticket, null)::mq._claim end$x$, '');
+    return mq._template_claim('p_n', 'd.n', ' y.counts,', ' c.counts[c.g + 1] as n,', $x$
+                           case when c.token is not null
+                                then row(d.n, case when d.g < d.born then -1 else 0 end, d.xid, d.msg_id,
+                                         concat('{q}.{k}.1.0.', d.block_no, '.', d.g, '.0.', pg_current_xact_id(), '.', c.token), d.leased_until)::mq._claim
+                                else row(null, null, null, null, d.first_ticket + d.g, null)::mq._claim end$x$, '');
 end $f$;
 
-create or replace function mq._template_claim(n text, result text, messages text) returns text
+create or replace function mq._template_claim(n text, count text, counts text, counted text, result text, messages text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
-    return replace(replace(replace($x$
+    return replace(replace(replace(replace(replace(replace($x$
             if pg_sequence_last_value('mq.last_ticket_{t}') & 16383 = {n}
                 and pg_sequence_last_value('mq.ticket_{t}') < pg_sequence_last_value('mq.last_ticket_{t}') >> 14
             then
                 with drawn as materialized (
-                    select c.block_no, c.g, c.first_ticket + c.g as ticket, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id, c.counts[c.g + 1] as n,
-                           case when c.g < c.born then -1 else 0 end as lane, clock_timestamp() + p_vt as leased_until, {token} as token,
-                           case when c.g >= 0 and c.g < c.slices
+                    select c.block_no, c.g, c.first_ticket, c.born, c.first_xids[c.g + 1] as xid, c.first_ids[c.g + 1] as msg_id,{counted} clock_timestamp() + p_vt as leased_until,
+                           case when c.g >= 0 and c.g < cardinality(c.first_ids)
                                 then pg_try_advisory_xact_lock({class}, (hashint8extended(c.block_no * 65536 + c.g, {seed}) & 2147483647)::int) end as is_free,
-                           c.g = c.slices / 8 and c.slices >= 16 as is_early
-                    from (select y.block_no, y.first_ticket, y.born, y.first_xids, y.first_ids, y.counts, cardinality(y.counts) as slices,
-                                 case when y.size = {n} and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < y.first_ticket + cardinality(y.counts) - 1
+                           c.g = cardinality(c.first_ids) / 8 and c.g > 1 as is_early
+                    from (select y.block_no, y.first_ticket, y.born, y.first_xids, y.first_ids,{counts}
+                                 case when y.size = {n} and coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) < y.first_ticket + cardinality(y.first_ids) - 1
                                       then (nextval('mq.ticket_{t}') - y.first_ticket)::int end as g
                           from mq.block_{t} as y
                           where y.subscription = 1 and y.lane = 0 and y.first_ticket <= coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1
                           order by y.subscription desc, y.lane desc, y.block_no desc limit 1) as c),
                 claim as (
                     insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
-                                              first_id, first_xid, leased_until, token)
-                    select 1, 0, d.block_no, d.g, 0, d.g, 0, d.n, d.n, 0, d.msg_id, d.xid, d.leased_until, d.token from drawn as d where d.is_free
-                    on conflict do nothing returning true as claimed)
-                select d.is_early and c.claimed as opens,{result} as taken
+                                              first_id, first_xid, leased_until)
+                    select 1, 0, d.block_no, d.g, 0, d.g, 0, {count}, {count}, 0, d.msg_id, d.xid, d.leased_until from drawn as d where d.is_free
+                    on conflict do nothing returning token)
+                select d.is_early and c.token is not null as opens,{result} as taken
                 into r from drawn as d left join claim as c on true{messages};
                 if r.opens then
                     perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, true);
                 end if;
                 return r.taken;
             end if;
-            $x$, '{n}', n), '{result}', result), '{messages}', messages);
+            $x$, '{counts}', counts), '{counted}', counted), '{count}', count), '{n}', n), '{result}', result), '{messages}', messages);
 end $f$;
 
 -- The branch of _read_0 for one slot: the messages of a claim.
@@ -105,7 +107,7 @@ declare
     v_vain  boolean := p_ticket is not null;
     v_own   boolean;
     v_count int;
-    v_token uuid;
+    v_token bigint;
     v_until timestamptz;
     v_receipt text;
     v_ready boolean;
