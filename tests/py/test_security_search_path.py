@@ -177,12 +177,10 @@ def test_the_traps_work(
     calls[INBOX] = "insert into mq.inbox (queue, payload) values ('t', '1') returning 1"
     pinned = definers(conn)
     assert calls.keys() == pinned.keys()
-    del pinned["enqueue"]
     set_path(mallory, PATHS[0])
     owner = value(conn, "select current_user::text")
     try:
-        for name in pinned:
-            call = calls[name]
+        for name, call in calls.items():
             conn.execute(f"alter function {pinned[name]} reset search_path".encode())
             with attack.notices(mallory) as said, mallory.transaction(force_rollback=True):
                 attack.outcome(mallory, call)
@@ -192,46 +190,6 @@ def test_the_traps_work(
         for signature in pinned.values():
             conn.execute(pin(signature))
         conn.execute("select mq.drop_queue('t')")
-
-
-def test_the_traps_see_each_name_of_enqueue_that_does_not_say_its_schema(
-    mallory: psycopg.Connection, conn: psycopg.Connection
-) -> None:
-    """enqueue pins no search_path, nor does _append_0: so each operator, function and type there is tried without its schema."""
-    conn.execute("select mq.create_queue('q')")
-    put = "select mq.enqueue('q', '1')"
-    conn.execute(put)  # so that a plain listener was told a moment ago
-    owner = value(conn, "select current_user::text")
-    mallory.execute(
-        "create function evil.num_nonnulls(interval, timestamptz, int, pg_catalog.text, pg_catalog.text, interval)"
-        " returns int language plpgsql as $$ begin perform evil.sprung('function'); return 0; end $$"
-    )
-    set_path(mallory, PATHS[0])
-    seen: dict[str, bool] = {}
-    for name in ("enqueue", "_append_0"):
-        definition = value(
-            conn,
-            "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'mq'::regnamespace and proname = %s",
-            name,
-        )
-        for part in re.finditer(
-            r"operator\(pg_catalog\.([^\s()]+)\)|pg_catalog\.(?=\w+\()|(?<=::)pg_catalog\.(?=text)",
-            definition,
-        ):
-            loose = definition[: part.start()] + (part[1] or "") + definition[part.end() :]
-            where = re.sub(r"\d+", "", definition[part.start() - 8 : part.end() + 30])
-            try:
-                conn.execute(loose.encode())
-                with attack.notices(mallory) as said, mallory.transaction(force_rollback=True):
-                    attack.outcome(mallory, put)  # the session learns where it is
-                    second = attack.outcome(mallory, put)
-                # Where what he has returns something else, that does not go with the rest.
-                hit = owner in sprung(said) or isinstance(second, psycopg.errors.UndefinedFunction)
-            finally:
-                conn.execute(definition.encode())
-            seen[where] = hit or seen.get(where, False)  # each slot has a branch; one is in use
-    assert len(seen) > 12
-    assert [where for where, hit in seen.items() if not hit] == []
 
 
 def pin(signature: str) -> bytes:

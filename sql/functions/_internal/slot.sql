@@ -138,7 +138,7 @@ begin
             {branches}
             return null;
         end $y$
-        $x$, '{branches}', mq._branches('p_queue collate pg_catalog."C"', v_names, v_bodies));
+        $x$, '{branches}', mq._branches('p_queue collate "C"', v_names, v_bodies));
     perform mq._shut('_append_0');
 end $f$;
 
@@ -215,9 +215,9 @@ begin
     if keys is null then
         return '';
     elsif v_half = 0 then
-        return format('if %s operator(pg_catalog.=) %s then %s end if;', subject, keys[1], bodies[1]);
+        return format('if %s = %s then %s end if;', subject, keys[1], bodies[1]);
     end if;
-    return format('if %s operator(pg_catalog.<) %s then %s else %s end if;', subject, keys[v_half + 1],
+    return format('if %s < %s then %s else %s end if;', subject, keys[v_half + 1],
                   mq._branches(subject, keys[:v_half], bodies[:v_half]), mq._branches(subject, keys[v_half + 1:], bodies[v_half + 1:]));
 end $$;
 

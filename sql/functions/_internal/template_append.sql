@@ -1,8 +1,6 @@
 -- The branch of _append_0 for one queue: where messages go now, and one branch for each of its slots. It returns in the
 -- common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
 --
--- Written out in full, as no search_path is pinned here (mq.enqueue says why).
---
 -- What it knows of the queue is what it was made with: alter_queue makes it anew, and a copy has another home. After a
 -- restore of everything this is not that place; after one of the rows alone the register has the bits of another. Then the
 -- slot is none of ours, as it is where the queue was dropped: null.
@@ -10,10 +8,8 @@ create or replace function mq._template_append(queue_id int, home text, notify t
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return replace(replace(replace(replace(replace(replace(replace($x$
-            if {home} operator(pg_catalog.=) ('mq.queue'::pg_catalog.regclass::pg_catalog.oid::pg_catalog.text operator(pg_catalog.||) '.'
-                operator(pg_catalog.||) pg_catalog.current_setting('mq.system', true))
-            then
-                v_slot := (pg_catalog.pg_sequence_last_value('mq.register_{q}') operator(pg_catalog.#) {bits}) operator(pg_catalog.&) {slot_and_bits};
+            if {home} = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) then
+                v_slot := (pg_sequence_last_value('mq.register_{q}') # {bits}) & {slot_and_bits};
                 {slots}
                 if v_msg_id is not null then
                     perform mq._notify({q}, p_queue, {notify}, 'mq.notified_{q}');
@@ -23,14 +19,13 @@ begin
             $x$,
         '{slots}', mq._branches('v_slot', slots::text[], array(
             select mq._fill_template($x$
-                    v_msg_id := pg_catalog.nextval('mq.msg_id_{q}');
+                    v_msg_id := nextval('mq.msg_id_{q}');
                     insert into mq.log_{t} (msg_id, payload, headers) values (v_msg_id, p_payload, p_headers);
                     {unless_quiet}
                     $x$, _template_append.queue_id, x) from unnest(slots) as x))),
         '{unless_quiet}', case _template_append.notify when 'never' then 'return v_msg_id;' when 'always' then '' else $x$
-                    if pg_catalog.pg_sequence_last_value('mq.waiting_{q}') operator(pg_catalog.=) 1
-                        and pg_catalog.abs((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 2000)
-                            operator(pg_catalog.-) pg_catalog.pg_sequence_last_value('mq.notified_{q}')) operator(pg_catalog.<) 200
+                    if pg_sequence_last_value('mq.waiting_{q}') = 1
+                        and abs(date_part('epoch', clock_timestamp()) * 2000 - pg_sequence_last_value('mq.notified_{q}')) < 200
                     then
                         return v_msg_id;
                     end if;
