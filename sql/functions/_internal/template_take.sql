@@ -74,9 +74,9 @@ begin
     return $x$
             return query
                 select m.msg_id, p_claim.receipt, m.attempt::int, m.enqueued_at, p_claim.leased_until, m.payload, m.headers
-                from (select * from mq.log_{t} as l
-                      where l.lane = p_claim.lane and (l.xid, l.msg_id) >= (p_claim.xid, p_claim.msg_id)
-                      order by l.lane, l.xid, l.msg_id limit p_claim.n) as m;
+                from mq.log_{t} as m
+                where m.lane = p_claim.lane and (m.xid, m.msg_id) >= (p_claim.xid, p_claim.msg_id)
+                order by m.lane, m.xid, m.msg_id limit p_claim.n;
             return;
             $x$;
 end $f$;
