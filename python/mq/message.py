@@ -186,7 +186,7 @@ class MaintenanceAction:
     """One thing that upkeep did (SQL: a row of `mq.maintain`).
 
     Attributes:
-        queue: the queue; None: what is done for all queues, and failed.
+        queue: the queue; None: it is for all queues.
         action: what was done.
         detail: to what.
     """

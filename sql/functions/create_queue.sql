@@ -49,7 +49,7 @@ begin
             create_queue.retry_backoff, create_queue.retry_backoff_max, create_queue.retention, create_queue.notify,
             create_queue.segment_age, create_queue.segment_bytes, format('mq.msg_id_%s', v_id)::regclass,
             format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
-            mq._home(), mq._home());
+            mq._home(), '');
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
     perform setval(format('mq.notified_%s', v_id)::regclass, 1);
     perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
@@ -58,6 +58,7 @@ begin
     perform mq._create_slot(v_id, 1);
     perform mq._create_slot(v_id, 2);
     perform mq._create_dispatchers();
+    update mq.queue as q set append_home = q.home where q.queue_id = v_id;
     insert into mq.segment (queue_id, segment, slot) values (v_id, 1, 1);
     perform mq._unfence(format('log_%s_1', v_id));
     perform mq._unfence(format('deferred_%s_0', v_id));

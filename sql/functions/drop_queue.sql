@@ -13,12 +13,10 @@ begin
     -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
     perform mq._lock_generated('drop_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
-    perform set_config('mq.dropping', q.queue_id::text, true);      -- for _notice_lost_row
     delete from mq.queue as x where x.queue_id = q.queue_id;
     if not found then
         perform mq._queue_not_found(drop_queue.queue);
     end if;
-    perform set_config('mq.dropping', '', true);
     perform mq._lock_tables(q.queue_id, true);
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;

@@ -71,7 +71,9 @@ begin
             end if;
             a_ids := a_ids || q.queue_id;
             perform mq._mend_segments(q.queue_id, q.register);
-            perform mq._mend_home_bits(q.queue_id);
+            if mq._mend_home_bits(q.queue_id) then
+                return next (q.name, 'prepared', 'enqueue relies on what it knows of the queue')::mq.upkeep;
+            end if;
 
             select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
             if v_taken > 0 then
@@ -191,26 +193,27 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end loop;
-    -- After a repair, which may have been in the middle of a transaction that takes long, and leaves this to us: until then
-    -- messages go the long way, and until the next call, which mends the register. Marked first: what changes meanwhile is made again. Who is changing a queue is left alone.
+    -- What enqueue knows of rows that were repaired, or brought, or changed by hand: until then, and until the next call, which
+    -- mends their registers, messages go the long way. Marked first: what changes meanwhile is made again. Who is changing
+    -- a queue is left alone. It is for all queues, so what is wrong with it undoes the upkeep of none.
     begin
-        if exists (select from mq.queue as x where x.append_home <> x.home)
-            and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7))
-        then
-            update mq.queue as x set append_home = x.home
-            from (select y.queue_id from mq.queue as y where y.append_home <> y.home for no key update skip locked) as z
-            where x.queue_id = z.queue_id;
-            if found then
-                perform mq._create_dispatchers();
+        if exists (select from mq.queue as x where x.append_home <> x.home) then
+            if pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
+                update mq.queue as x set append_home = x.home
+                from (select y.queue_id from mq.queue as y where y.append_home <> y.home for no key update skip locked) as z
+                where x.queue_id = z.queue_id;
+                if found then
+                    perform mq._generate(0, null);
+                    return next (null, 'prepared', 'enqueue knows of the queues as they are')::mq.upkeep;
+                end if;
+            else
+                return next (null, 'busy', 'another session makes what enqueue knows')::mq.upkeep;
             end if;
         end if;
     exception
         when lock_not_available then
-            null;       -- next time
+            return next (null, 'busy', 'what enqueue knows is in use')::mq.upkeep;
         when others then
-            if maintain.queue is not null then
-                raise;
-            end if;
             return next (null, 'failed', sqlerrm)::mq.upkeep;
     end;
 end $$;
@@ -218,6 +221,6 @@ end $$;
 comment on function mq.maintain(text) is
 'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
-Returns: queue, action, detail: what was done; queue is null where what is for all queues failed.
+Returns: queue, action, detail: what was done; queue is null where it is for all queues.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.
 Role: mq_consumer.';

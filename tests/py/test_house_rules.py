@@ -229,6 +229,21 @@ def test_migrations_neither_define_nor_call_functions_of_mq(installed: psycopg.C
     assert offenders == []
 
 
+def test_a_register_is_written_by_one_function(installed: psycopg.Connection) -> None:
+    """Each writer replaces some bits, so all read it under the lock of _write_register. The other sequences are no registers."""
+    rows = installed.execute(
+        "select p.proname, p.prosrc from pg_proc as p where p.pronamespace = 'mq'::regnamespace"
+    ).fetchall()
+    calls = re.compile(r"\bsetval\b(?:\(((?:\([^()]*\)|[^,()])+),)?")
+    written = [
+        (name, sequence)
+        for name, source in rows
+        for sequence in calls.findall(without_comments(source))
+        if not re.search(r"\b(v_)?(msg_ids?|waiting|notified|(last_)?ticket)(\b|_)", sequence)
+    ]
+    assert written == [("_write_register", "_write_register.register")]
+
+
 @pytest.fixture(scope="module")
 def checker() -> Iterator[psycopg.Connection]:
     """mq with one queue on a Debian server that has plpgsql_check."""

@@ -55,11 +55,13 @@ begin
 end $$;
 comment on function test.forget(text) is 'Drops a queue that an earlier run of the file may have left.';
 
--- The home stands in the row and in what enqueue is made of.
+-- The home stands in the row, in its register, and in what enqueue is made of.
 create function test.become_copy(queue text, home text) returns void
 language plpgsql as $$
 begin
-    update mq.queue as q set home = become_copy.home, append_home = become_copy.home where q.name = become_copy.queue;
+    update mq.queue as q set home = become_copy.home where q.name = become_copy.queue;
+    update mq.queue as q set append_home = q.home where q.name = become_copy.queue;
+    perform mq._set_home_bits(test.queue_id(become_copy.queue), mq._home_bits(become_copy.home));
     perform mq._lock_generated('test');
     perform mq._create_append();
 end $$;

@@ -199,11 +199,14 @@ def in_another_cluster(conn: psycopg.Connection, *queues: str) -> None:
 
 
 def _move_home(conn: psycopg.Connection, home: str, queues: tuple[str, ...]) -> None:
+    which = {"q": list(queues)}
+    those = "where name = any (%(q)s) or %(q)s = '{}'"
+    conn.execute(f"update mq.queue set home = {home} {those}", which)
+    # Its home stands in what enqueue is made of, too, and in the register, and comes with a restore as that does.
+    conn.execute(f"update mq.queue set append_home = home {those}", which)
     conn.execute(
-        f"update mq.queue set home = {home}, append_home = {home} where name = any (%(q)s) or %(q)s = '{{}}'",
-        {"q": list(queues)},
+        f"select mq._set_home_bits(queue_id, mq._home_bits(home)) from mq.queue {those}", which
     )
-    # Its home stands in what enqueue is made of, too, and comes with a restore as that does.
     conn.execute("select mq._lock_generated('test'), mq._create_append()")
 
 
@@ -211,7 +214,7 @@ def rows_from_elsewhere(conn: psycopg.Connection) -> None:
     """As after a restore of the rows alone, or logical replication, where the same queues had been made before."""
     with conn.transaction():
         conn.execute("set local session_replication_role = replica")
-        conn.execute("update mq.queue set home = '1.1', append_home = '1.1'")
+        conn.execute("update mq.queue set home = '1.1'")
 
 
 def segments(conn: psycopg.Connection, queue: str = "q") -> int:

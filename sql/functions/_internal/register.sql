@@ -8,9 +8,8 @@
 --   bits 16-31  slot of the oldest segment that may have something to claim
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
---   bits 34-62  a hash of the home that enqueue may rely on, 0 for none: that of another place, where a row came from
---               there; 0 after a repair, or where the row went; its own again once upkeep saw that the row says so and that
---               enqueue's literals were made for it
+--   bits 34-62  a hash of the queue's home: enqueue may rely on what it knows of the queue; 0: it may not, for the row came,
+--               went, or was moved or named anew since
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
 -- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
@@ -59,31 +58,33 @@ begin
     end if;
 end $$;
 
--- Rows may come without the functions and the sequences: a restore of the data alone, or logical replication. Who brings
--- one need not be allowed to write a register.
-create or replace function mq._notice_foreign_row() returns trigger
+-- What enqueue knows of a queue was made for a row, and rows may come or change without the functions and the sequences: by
+-- a restore of the data alone, by logical replication, by hand. So whatever brings a row in, or changes where it is at home,
+-- its name or its number, makes enqueue distrust what it knows until upkeep made it anew: the row says so (append_home is no
+-- home), and, for those who do not read the row, the register.
+create or replace function mq._forget_literals() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    new.append_home := '';
+    return new;
+end $$;
+
+-- Behind the row's lock, which _mend_home_bits takes too, so after the row is there: who waits for that of a queue that is
+-- being dropped must not have its register. Nor need he be allowed to write registers. A drop that is rolled back leaves
+-- its mark as well: messages go the long way until the next upkeep.
+create or replace function mq._distrust_row() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if not mq._is_at_home(new.home) then
-        perform mq._set_home_bits(new.queue_id, mq._home_bits(new.home));
-    end if;
+    perform mq._set_home_bits(old.queue_id, 0);
+    perform mq._set_home_bits(new.queue_id, 0) where new.queue_id is distinct from old.queue_id;
     return null;
 end $$;
 
--- Or they go: before others come, or by hand. drop_queue does without: it empties the register when it is sure of it, and
--- where it is rolled back, messages would go the long way until the next upkeep.
-create or replace function mq._notice_lost_row() returns trigger
+-- The table is locked: what is there is what a new snapshot shows, and only that.
+create or replace function mq._distrust_rows() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if current_setting('mq.dropping', true) is distinct from old.queue_id::text then
-        perform mq._set_home_bits(old.queue_id, 0);
-    end if;
-    return null;
-end $$;
-
-create or replace function mq._notice_lost_rows() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-begin
+    perform mq._check_isolation('truncate');
     perform mq._set_home_bits(q.queue_id, 0) from mq.queue as q;
     return null;
 end $$;
@@ -92,30 +93,35 @@ end $$;
 do $$
 begin
     if (select count(*) from pg_catalog.pg_trigger as t where t.tgrelid = 'mq.queue'::pg_catalog.regclass and t.tgenabled = 'A'
-            and (t.tgname, t.tgtype) in (('foreign_row', 21), ('lost_row', 9), ('lost_rows', 34))) < 3 then
-        create or replace trigger foreign_row after insert or update of home on mq.queue
-            for each row execute function mq._notice_foreign_row();
-        create or replace trigger lost_row after delete on mq.queue
-            for each row execute function mq._notice_lost_row();
-        create or replace trigger lost_rows before truncate on mq.queue
-            for each statement execute function mq._notice_lost_rows();
-        alter table mq.queue enable always trigger foreign_row, enable always trigger lost_row, enable always trigger lost_rows;
+            and (t.tgname, t.tgtype) in (('forget_literals', 23), ('distrust_row', 29), ('distrust_rows', 34))) < 3 then
+        create or replace trigger forget_literals before insert or update of queue_id, name, home on mq.queue
+            for each row execute function mq._forget_literals();
+        create or replace trigger distrust_row after insert or update of queue_id, name, home or delete on mq.queue
+            for each row execute function mq._distrust_row();
+        create or replace trigger distrust_rows before truncate on mq.queue
+            for each statement execute function mq._distrust_rows();
+        alter table mq.queue enable always trigger forget_literals, enable always trigger distrust_row,
+            enable always trigger distrust_rows;
     end if;
 end $$;
 
--- By upkeep, once a row is one of here: a repair may be rolled back, and registers are not. Nor is this: so only where an
--- earlier transaction made enqueue's literals for that home, and said so in the row (append_home). Those of before may be
--- about other queues. A row that somebody is bringing just now is locked.
-create or replace function mq._mend_home_bits(queue_id int) returns void
+-- By upkeep, once an earlier transaction made enqueue's literals for the row as it is, and said so there (append_home): in one
+-- transaction it could be rolled back, and registers are not. A row that somebody is changing just now is locked; one that
+-- he changed is looked at again. True: it did.
+create or replace function mq._mend_home_bits(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_bits bigint;
 begin
-    if exists (select from mq.queue as q where q.queue_id = _mend_home_bits.queue_id and q.append_home = q.home
-               and pg_sequence_last_value(q.register) & (-1::bigint << 34) <> mq._home_bits(q.home))
-    then
-        perform mq._set_home_bits(q.queue_id, mq._home_bits(q.home))
-        from (select x.queue_id, x.home from mq.queue as x
-              where x.queue_id = _mend_home_bits.queue_id and x.append_home = x.home for no key update skip locked) as q;
+    select mq._home_bits(q.home) into v_bits from mq.queue as q
+    where q.queue_id = _mend_home_bits.queue_id and q.append_home = q.home
+      and pg_sequence_last_value(q.register) & (-1::bigint << 34) <> mq._home_bits(q.home)
+    for no key update skip locked;
+    if found then
+        perform mq._set_home_bits(_mend_home_bits.queue_id, v_bits);
+        return true;
     end if;
+    return false;
 end $$;
 
 -- The head that a register has to have once another slot opens. It may be that very slot, as it was before a repair, or since

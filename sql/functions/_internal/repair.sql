@@ -14,7 +14,6 @@ declare
     a_old  int[];
     v_last bigint;
     v_register bigint;
-    v_here boolean;
     v_give_up timestamptz := clock_timestamp() + _repair.patience;
 begin
     perform set_config('lock_timeout', (extract(epoch from _repair.patience) * 1000)::int::text, true);       -- of this function
@@ -77,13 +76,11 @@ begin
         perform setval(q.msg_ids, v_last);
     end if;
     perform setval(q.notified, 1);
-    -- What enqueue knows may be about other queues, whatever the copy says of it: upkeep makes it anew (append_home).
-    v_here := mq._is_at_home(q.home);
-    update mq.queue as x set home = mq._home(), append_home = case when v_here then x.append_home else q.home end where x.queue_id = q.queue_id;
+    update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
     -- If this is rolled back, that stays: so the head is still the old one, both sets of what is deferred are read, and
-    -- the home is none: not the one that it was, either, for the data may go back there. Upkeep puts that right.
+    -- the home is none (_distrust_row): not the one that it was, either, for the data may go back there. Upkeep puts that right.
     v_register := coalesce(pg_sequence_last_value(q.register), 0);
-    perform mq._set_register(q.queue_id, q.register, v_new, mq._head_besides(v_register, v_new), 0, true, case when not v_here then 0 end);
+    perform mq._set_register(q.queue_id, q.register, v_new, mq._head_besides(v_register, v_new), 0, true, null);
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return true;
 end $f$;
