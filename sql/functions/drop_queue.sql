@@ -10,7 +10,8 @@ begin
     if not found then
         perform mq._queue_not_found(drop_queue.queue);
     end if;
-    -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone.
+    -- Upkeep, then the row, then the register, as everybody: who waits for one of them finds that the queue is gone. (The
+    -- row's trigger writes the register, and only shares it. If this is rolled back, enqueue goes the long way until upkeep.)
     perform mq._lock_generated('drop_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -3));
     delete from mq.queue as x where x.queue_id = q.queue_id;

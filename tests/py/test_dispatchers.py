@@ -233,28 +233,29 @@ def test_a_drop_that_was_rolled_back_costs_the_long_way_until_upkeep(
 
 SWAP = "name = case name when '-q' then 'q.2' else 'q' end"
 
+BY_HAND = {
+    "put back from a backup of this very place, in which they had each other's names": f"""
+        create temporary table was on commit drop as select * from mq.queue;
+        update was set name = '-' || name;
+        update was set {SWAP};
+        delete from mq.queue;
+        insert into mq.queue overriding system value select * from was""",
+    "named anew": f"update mq.queue set name = '-' || name; update mq.queue set {SWAP}",
+    "named anew, and said to be well": f"""
+        update mq.queue set name = '-' || name, append_home = home;
+        update mq.queue set {SWAP}, append_home = home""",
+    "brought on top of what is there": f"""
+        create temporary table was on commit drop as select * from mq.queue;
+        update mq.queue set name = '-' || name;
+        update was set name = '-' || name;
+        update was set {SWAP};
+        insert into mq.queue overriding system value select * from was
+        on conflict (queue_id) do update set name = excluded.name""",
+}
+
 
 @pytest.mark.parametrize("role", ["origin", "replica"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        # A backup of this very place, in which they had each other's names.
-        f"create temporary table was as select * from mq.queue; update was set name = '-' || name;"
-        f" update was set {SWAP}; delete from mq.queue;"
-        f" insert into mq.queue overriding system value select * from was; drop table was",
-        f"update mq.queue set name = '-' || name; update mq.queue set {SWAP}",
-        # The same, and the one that writes says that all is well.
-        "update mq.queue set name = '-' || name, append_home = home;"
-        f" update mq.queue set {SWAP}, append_home = home",
-        # Brought on top of what is there.
-        "create temporary table was as select * from mq.queue;"
-        " update mq.queue set name = '-' || name;"
-        " insert into mq.queue overriding system value"
-        " select (jsonb_populate_record(w, jsonb_build_object('name',"
-        " case w.name when 'q' then 'q.2' else 'q' end))).* from was as w"
-        " on conflict (queue_id) do update set name = excluded.name; drop table was",
-    ],
-)
+@pytest.mark.parametrize("change", BY_HAND.values(), ids=BY_HAND)
 def test_rows_that_are_changed_by_hand_are_not_trusted(
     conn: psycopg.Connection, change: str, role: str
 ) -> None:

@@ -2,8 +2,8 @@
 -- common case of mq._notify: nobody waits, and an unregistered listener was told a moment ago.
 --
 -- What it knows of the queue is what it was made with: alter_queue makes it anew, and a copy has another home. After a
--- restore of everything this is not that place; after one of the rows alone the register has the bits of another. Then the
--- slot is none of ours, as it is where the queue was dropped: null.
+-- restore of everything this is not that place; where rows came or changed without it, the register does not have the bits of
+-- its home. Then the slot is none of ours, as it is where the queue was dropped: null.
 create or replace function mq._template_append(queue_id int, home text, notify text, slots int[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
