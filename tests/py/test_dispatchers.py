@@ -108,6 +108,11 @@ def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
     assert made(conn) == before
 
 
+def test_a_new_queue_needs_no_upkeep(conn: psycopg.Connection) -> None:
+    assert goes_the_short_way(conn)
+    assert conn.execute("select * from mq.maintain()").fetchall() == []
+
+
 def made(conn: psycopg.Connection) -> object:
     """Who made _append_0."""
     return value(conn, "select xmin from pg_proc where proname = '_append_0'")
