@@ -513,7 +513,7 @@ def test_a_receipt_of_a_transaction_to_come_is_lost(
     put(conn, "a")
     parts = lease(conn).split(".")
     parts[7] = "9" * 17
-    parts[8] = "00000000-0000-0000-0000-000000000000"
+    parts[8] = "1000000000000000000"
     receipt = ".".join(parts)
     old = session()
     old.execute(f"set transaction isolation level {level}")

@@ -250,7 +250,7 @@ def test_a_malformed_receipt_is_that_with_any_strings(
     )
     with pytest.raises(psycopg.Error) as raised:
         session.execute(
-            "select mq.ack('q', '1x1x1x0x1x0x0x1x00000000-0000-0000-0000-000000000000')"
+            "select mq.ack('q', '1x1x1x0x1x0x0x1x1000000000000000000')"
         )
     assert raised.value.sqlstate == "MQ004"
 

@@ -15,7 +15,7 @@ create temp table errors as
         (1, 'MQ001', $$ select mq.enqueue('errors.none', '1') $$),
         (2, 'MQ002', $$ select mq.create_queue('errors') $$),
         (3, 'MQ003', format('select mq.ack(%L, %L, strict => true)', 'errors',
-                            test.queue_id('errors') || '.1.1.0.1.0.0.1.00000000-0000-0000-0000-000000000000')),
+                            test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
         (6, '0A000', $$ select mq.enqueue('errors', '1', priority => 1) $$),
