@@ -249,9 +249,7 @@ def test_a_malformed_receipt_is_that_with_any_strings(
         user=MALLORY, options="-c standard_conforming_strings=off -c escape_string_warning=off"
     )
     with pytest.raises(psycopg.Error) as raised:
-        session.execute(
-            "select mq.ack('q', '1x1x1x0x1x0x0x1x1000000000000000000')"
-        )
+        session.execute("select mq.ack('q', '1x1x1x0x1x0x0x1x1000000000000000000')")
     assert raised.value.sqlstate == "MQ004"
 
 
