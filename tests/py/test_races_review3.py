@@ -293,7 +293,8 @@ def test_a_copy_in_use_does_not_stop_upkeep_of_the_others(
 
     wait.until(look, "upkeep")
     assert ("q", "repaired") not in done
-    assert maintain(conn) == ["busy"]
+    # Which of the two came first is chance, and so whether enqueue was told of the other one by now.
+    assert {"busy", "prepared"} >= set(maintain(conn)) >= {"busy"}
     idle.commit()
     assert maintain(conn) == ["repaired"]
     assert drain(conn) == ["idle"]
