@@ -28,7 +28,7 @@ test-sql: $(VENV)/.installed ## pgTAP files (ARGS="--server debian tests/sql/ack
 	@$(PY) tests/run_pgtap.py $(ARGS)
 
 test-py: $(VENV)/.installed ## pytest (ARGS="-k enqueue"; MQ_TEST_SERVER=debian)
-	@$(PY) -m pytest -q -m "not perf and not slow and not docker" $(ARGS)
+	@$(PY) -m pytest -q -n 2 --dist loadfile -m "not perf and not slow and not docker" $(ARGS)
 
 test-matrix: $(VENV)/.installed ## pgTAP and the tests marked matrix on PostgreSQL 14 to 18
 	@$(PY) tests/run_matrix.py $(ARGS)

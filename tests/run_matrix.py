@@ -1,6 +1,6 @@
 """pgTAP and the pytest tests marked `matrix` on every major version, two versions at a time.
 
-python tests/run_matrix.py [--jobs 2] [--seconds 600] [14 15 ...]
+python tests/run_matrix.py [--jobs 2] [--seconds 1200] [14 15 ...]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=600, help="at most, for one version")
+    parser.add_argument("--seconds", type=float, default=1200, help="at most, for one version")
     parser.add_argument("majors", nargs="*", type=int, default=list(binaries.MAJORS))
     options = parser.parse_args()
 
