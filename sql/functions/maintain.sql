@@ -54,7 +54,6 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end if;
-    perform mq._empty_inbox();
     perform mq._remove_old_registers();
 
     for q in select * from mq.queue as x where maintain.queue is null or x.name = maintain.queue order by x.queue_id loop
@@ -216,6 +215,7 @@ begin
         when others then
             return next (null, 'failed', sqlerrm)::mq.upkeep;
     end;
+    perform mq._empty_inbox();
 end $$;
 
 comment on function mq.maintain(text) is

@@ -406,3 +406,46 @@ def test_a_copy_that_is_dropped_before_it_is_repaired_is_not_found(
     with pytest.raises(psycopg.DatabaseError, match="does not exist") as error:
         called.result(wait.SECONDS)
     assert error.value.sqlstate == "MQ001"
+
+
+def test_who_copies_meets_no_deadlock_with_upkeep(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    """Upkeep waits for a log that he has written to; had it emptied the inbox before, he would wait for upkeep."""
+    copy = "insert into mq.inbox (queue, payload) values ('q', '1')"
+    conn.execute(copy)
+    copying, keeping = session(), session(autocommit=True)
+    copying.execute("set local deadlock_timeout = '10ms'")
+    put(copying, "a")
+    rotate(conn)
+    conn.execute(
+        "alter function mq.maintain(text) set lock_timeout = '5s'"
+    )  # so that it waits for long
+    try:
+        kept = background(keeping.execute, "select action from mq.maintain('q')")
+        wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(copying))
+        copying.execute(copy)
+        copying.commit()
+        assert ("sealed",) in kept.result(wait.SECONDS).fetchall()
+    finally:
+        conn.execute("alter function mq.maintain(text) set lock_timeout = '50ms'")
+    assert value(conn, "select pg_relation_size('mq.inbox')") == 0
+    assert len(drain(conn)) == 3
+
+
+def test_upkeep_does_not_wait_for_the_inbox_with_other_tables_in_hand(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    conn.execute("insert into mq.inbox (queue, payload) values ('q', '1')")
+    copying = session()
+    copying.execute("insert into mq.inbox (queue, payload) values ('q', '2')")
+    conn.execute("select mq.create_queue('other')")
+    rotate(conn, "other")
+    conn.execute("alter function mq.maintain(text) set lock_timeout = 0")
+    try:
+        assert "sealed" in maintain(conn, "other")  # it would wait for ever
+    finally:
+        conn.execute("alter function mq.maintain(text) set lock_timeout = '50ms'")
+    copying.commit()
+    maintain(conn)
+    assert value(conn, "select pg_relation_size('mq.inbox')") == 0
