@@ -443,8 +443,10 @@ def test_upkeep_does_not_wait_for_the_inbox_with_other_tables_in_hand(
     rotate(conn, "other")
     conn.execute("alter function mq.maintain(text) set lock_timeout = 0")
     try:
+        conn.execute("set statement_timeout = '10s'")
         assert "sealed" in maintain(conn, "other")  # it would wait for ever
     finally:
+        conn.execute("reset statement_timeout")
         conn.execute("alter function mq.maintain(text) set lock_timeout = '50ms'")
     copying.commit()
     maintain(conn)
