@@ -96,7 +96,34 @@ begin
                     return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
             end;
 
-            v_freed := 0;
+            for s in
+                select * from mq.segment as x
+                where x.queue_id = q.queue_id and x.exhausted_at < clock_timestamp() - q.segment_age and x.drained_at is null
+                order by x.queue_id, x.segment
+            loop
+                begin
+                    if mq._move_survivors(q.queue_id, s.slot) > 0 then
+                        return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
+                    end if;
+                exception
+                    when lock_not_available then
+                        return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
+                end;
+            end loop;
+        exception
+            when others then        -- one queue's trouble is not to stop the upkeep of the others
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                a_ids := array_remove(a_ids, q.queue_id);
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
+        end;
+    end loop;
+
+    -- Last, as these locks keep others out until the end of this call: a few of each kind. One queue after the other in an
+    -- order of chance, for who comes late does not wait for them: _take_tables.
+    for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
+        begin
             for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
                 if s.sealed_at is null then
                     begin
@@ -114,36 +141,14 @@ begin
                     s.exhausted_at := clock_timestamp();
                     return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
                 end if;
-                if s.exhausted_at < clock_timestamp() - q.segment_age and s.drained_at is null then
-                    begin
-                        if mq._move_survivors(q.queue_id, s.slot) > 0 then
-                            return next (q.name, 'moved', format('long leases of segment %s', s.segment))::mq.upkeep;
-                        end if;
-                    exception
-                        when lock_not_available then
-                            return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
-                    end;
-                end if;
                 if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
                     update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
                     return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
                 end if;
             end loop;
             perform mq._advance_head(q.queue_id, q.register);
-        exception
-            when others then        -- one queue's trouble is not to stop the upkeep of the others
-                if maintain.queue is not null then
-                    raise;
-                end if;
-                a_ids := array_remove(a_ids, q.queue_id);
-                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
-        end;
-    end loop;
-
-    -- Last, as these locks keep others out until the end of this call: a few of each kind.
-    for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by x.queue_id loop
-        begin
             perform mq._absorb_arrivals(q.queue_id, q.register);
+            v_freed := 0;
             -- What an earlier call drained: by now nobody looks there for anything.
             for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
                 exit when v_freed >= 8;
@@ -178,7 +183,7 @@ begin
             end loop;
             begin
                 -- What is open works without the fence, only faster.
-                perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535));
+                perform mq._unfence(format('log_%s_%s', q.queue_id, pg_sequence_last_value(q.register) & 65535), format('^log_%s_', q.queue_id));
                 perform mq._unfence(format('deferred_%s_%s', q.queue_id, (pg_sequence_last_value(q.register) >> 32) & 1));
             exception
                 when lock_not_available then

@@ -588,13 +588,12 @@ def test_no_transaction_is_open_while_it_waits_or_works(
 ) -> None:
     gate = Gate()
     start(gate)
-    until_asleep(conn)
+    until_fast_asleep(conn)
     idle = "state = 'idle' and xact_start is null and backend_xmin is null and backend_xid is null"
-    # Not at one moment: a statement of upkeep may just be ending.
-    wait.until(lambda: backends(conn) == backends(conn, idle), "no transaction while it waits")
+    assert backends(conn) == backends(conn, idle)
     client.enqueue(queue, 1)
     gate.until_reached()
-    wait.until(lambda: backends(conn) == backends(conn, idle), "no transaction while it works")
+    assert backends(conn) == backends(conn, idle)
     gate.open()
 
 

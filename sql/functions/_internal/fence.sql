@@ -41,16 +41,18 @@ end $$;
 create or replace function mq._fence(fenced_table text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    execute format('lock table mq.%I in share row exclusive mode', fenced_table);
+    perform mq._take_tables('share row exclusive', array[fenced_table]);
     if not mq._is_fenced(fenced_table) then
         execute format('alter table mq.%I enable always trigger sealed', fenced_table);
     end if;
 end $$;
 
-create or replace function mq._unfence(fenced_table text) returns void
+-- after: as in _take_tables.
+create or replace function mq._unfence(fenced_table text, after text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if mq._is_fenced(fenced_table) then
+        perform mq._take_tables('share row exclusive', array[fenced_table], after);
         execute format('alter table mq.%I disable trigger sealed', fenced_table);
     end if;
 end $$;
@@ -59,4 +61,26 @@ create or replace function mq._is_fenced(fenced_table text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return exists (select from pg_trigger as t where t.tgrelid = ('mq.' || fenced_table)::regclass and t.tgname = 'sealed' and t.tgenabled <> 'D');
+end $$;
+
+-- How upkeep locks tables, so that nobody meets a deadlock with it. It gives up a wait well before a deadlock would be looked
+-- for, but who waits for upkeep looks for one after a second, and is the one to fail if upkeep just then waits for him. So it
+-- waits only with no table in hand that others wait for, and else raises lock_not_available at once.
+-- after: tables in hand that do not matter, a pattern: everybody takes those before the ones asked for here.
+create or replace function mq._take_tables(lock_mode text, tables text[], after text default null) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_table   text;
+    v_in_hand text := '';
+begin
+    if exists (select from pg_locks as l join pg_class as c on c.oid = l.relation
+               where l.pid = pg_backend_pid() and l.locktype = 'relation'
+                 and l.mode in ('ShareRowExclusiveLock', 'AccessExclusiveLock')
+                 and c.relname !~ coalesce(after, '^$')) then
+        v_in_hand := ' nowait';
+    end if;
+    foreach v_table in array tables loop
+        execute format('lock table mq.%I in %s mode%s', v_table, lock_mode, v_in_hand);
+        v_in_hand := ' nowait';
+    end loop;
 end $$;

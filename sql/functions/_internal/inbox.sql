@@ -43,18 +43,12 @@ create or replace trigger deliver after insert on mq.inbox
     referencing new table as arrived for each statement execute function mq._deliver_inbox();
 alter table mq.inbox enable always trigger deliver;     -- also where session_replication_role is replica
 
--- The last step of upkeep, for who copies waits from here to its end. He may have written to a log that upkeep would wait for
--- to seal, and after a second of waiting looks for a deadlock: so nothing is waited for with the inbox in hand, and the inbox
--- not with other tables in hand.
+-- The last step of upkeep, for who copies waits from here to its end.
 create or replace function mq._empty_inbox() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if pg_relation_size('mq.inbox') > 0 then
-        if exists (select from pg_locks as l where l.pid = pg_backend_pid() and l.locktype = 'relation'
-                   and l.mode in ('ShareRowExclusiveLock', 'AccessExclusiveLock'))
-        then
-            lock table mq.inbox in access exclusive mode nowait;
-        end if;
+        perform mq._take_tables('access exclusive', '{inbox}');
         truncate mq.inbox;
     end if;
 exception

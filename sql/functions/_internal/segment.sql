@@ -183,8 +183,7 @@ begin
     if _free.slot = (select pg_sequence_last_value(q.register) & 65535 from mq.queue as q where q.queue_id = _free.queue_id) then
         return;
     end if;
-    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
-                   _free.queue_id, _free.slot);
+    perform mq._take_slot(_free.queue_id, _free.slot);
     perform mq._add_to_tally(_free.queue_id, _free.slot);
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
@@ -204,11 +203,21 @@ begin
         having count(*) > 1);
 end $$;
 
-create or replace function mq._drop_slot(queue_id int, slot int) returns void
+-- Locks the tables of a slot. Their readers are few, and go: none is waited for.
+create or replace function mq._take_slot(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
+                   _take_slot.queue_id, _take_slot.slot);
+end $$;
+
+-- LOCK takes no sequences, so the drop waits for who drew a ticket there, but for an instant only.
+create or replace function mq._drop_slot(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1ms' as $$
 declare
     v_routine regprocedure;
 begin
+    perform mq._take_slot(_drop_slot.queue_id, _drop_slot.slot);
     execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s cascade; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade', _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in select x from mq._generated(_drop_slot.queue_id, _drop_slot.slot) as x loop
         execute format('drop function %s cascade', v_routine);

@@ -1,0 +1,135 @@
+"""Nobody meets a deadlock with upkeep: it waits for a table only with none in hand that others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import psycopg
+import pytest
+
+from support import race, wait
+from support.race import Background, Connect, fresh, maintain, number, put, rotate, take, value
+
+pytestmark = pytest.mark.matrix
+database, session = race.database, race.session
+
+
+@pytest.fixture(autouse=True)
+def queues(database: str) -> tuple[str, str]:
+    fresh(database, "a", "b")
+    return "a", "b"
+
+
+@pytest.fixture
+def patient(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Upkeep waits for as long as a slow machine, or many queues, make it at worst."""
+    conn.execute("alter function mq.maintain(text) set lock_timeout = '1min'")
+    yield
+    conn.execute("alter function mq.maintain(text) set lock_timeout = '50ms'")
+
+
+def open_log(conn: psycopg.Connection[Any], queue: str) -> str:
+    slot = value(
+        conn, "select pg_sequence_last_value(register) & 65535 from mq.queue where name = %s", queue
+    )
+    return f"log_{number(conn, queue)}_{slot}"
+
+
+def is_fenced(conn: psycopg.Connection[Any], queue: str) -> bool:
+    return bool(value(conn, "select mq._is_fenced(%s)", open_log(conn, queue)))
+
+
+def until_blocked_or_done(
+    conn: psycopg.Connection[Any], keeping: psycopg.Connection[Any], kept: Future[Any]
+) -> None:
+    blocking = "select cardinality(pg_blocking_pids(%s))"
+    wait.until(lambda: kept.done() or value(conn, blocking, wait.backend_pid(keeping)))
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_producer_for_two_queues(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> None:
+    """Upkeep of all queues takes the fences off both open logs; he holds one, and wants the other."""
+    for _ in range(8):  # which queue is first is left to chance
+        for queue in "a", "b":
+            conn.execute("select mq._fence(%s)", (open_log(conn, queue),))
+        producing, keeping = session(), session(autocommit=True)
+        producing.execute("set local deadlock_timeout = '10ms'")
+        put(producing, "1", "b")
+        kept = background(keeping.execute, "select action from mq.maintain()")
+        until_blocked_or_done(conn, keeping, kept)
+        put(producing, "1", "a")
+        producing.commit()
+        kept.result(wait.SECONDS)
+        maintain(conn, "b")
+        assert not is_fenced(conn, "a")
+        assert not is_fenced(conn, "b")
+    assert take(conn, 100, "a") == take(conn, 100, "b") == ["1"] * 8
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_log_that_was_just_opened_is_waited_for(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> None:
+    """Where it is busy all the time, the fence would slow it down for ever."""
+    put(conn, "1", "a")
+    rotate(conn, "a")
+    producing, keeping = session(), session(autocommit=True)
+    put(producing, "2", "a")
+    kept = background(keeping.execute, "select action from mq.maintain('a')")
+    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(producing))
+    producing.commit()
+    assert ("sealed",) in kept.result(wait.SECONDS).fetchall()
+    assert not is_fenced(conn, "a")
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_outlived_its_segment_is_waited_for_with_no_segment_sealed(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> None:
+    """It waits for who is acknowledging it; had it sealed a log before, he might wait for that."""
+    for queue in "a", "b":
+        put(conn, "1", queue)
+    receipt = value(conn, "select receipt from mq.dequeue('b')")
+    rotate(conn, "b")
+    wait.until(lambda: "exhausted" in maintain(conn, "b"))
+    conn.execute(
+        "update mq.segment set exhausted_at = exhausted_at - interval '1 day' where exhausted_at is not null"
+    )
+    rotate(conn, "a")
+    acking, keeping = session(), session(autocommit=True)
+    assert value(acking, "select mq.ack('b', %s)", receipt) == 1
+    kept = background(keeping.execute, "select queue, action from mq.maintain()")
+    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(acking))
+    assert not conn.execute(
+        "select from pg_locks where pid = %s and mode = 'ShareRowExclusiveLock'",
+        (wait.backend_pid(keeping),),
+    ).rowcount
+    acking.commit()
+    actions = kept.result(wait.SECONDS).fetchall()
+    assert ("a", "sealed") in actions
+    assert ("b", "drained") in actions
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_set_that_is_read_is_not_waited_for(
+    conn: psycopg.Connection[Any], session: Connect
+) -> None:
+    """The old deferral set, fenced by upkeep, is truncated when nobody looks at it."""
+    put(conn, "1", "a", delay="1 day")
+    queue_id = number(conn, "a")
+    conn.execute(
+        "select mq._write_register(queue_id, register, 3::bigint << 32, 3::bigint << 32) from mq.queue where name = 'a'"
+    )
+    reading = session()
+    reading.execute(f"select from mq.timer_{queue_id}_0")
+    conn.execute("set statement_timeout = '10s'")
+    for _ in range(3):  # what is there moves first
+        actions = maintain(conn, "a")
+    assert actions == ["busy"]
+    reading.commit()
+    assert maintain(conn, "a") == ["deferral"]
+    assert value(conn, "select deferred from mq.queue_stats('a')") == 1
