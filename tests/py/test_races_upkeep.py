@@ -115,21 +115,60 @@ def test_what_outlived_its_segment_is_waited_for_with_no_segment_sealed(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_set_that_is_read_is_not_waited_for(
+def test_a_set_that_is_read_is_waited_for(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> None:
+    """Consumers look into the old deferral set all the time: it would never be truncated."""
+    queue_id = empty_old_set(conn)
+    reading, keeping = session(), session(autocommit=True)
+    reading.execute(f"select from mq.deferred_{queue_id}_0")
+    kept = background(keeping.execute, "select action from mq.maintain('a')")
+    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(reading))
+    reading.commit()
+    assert kept.result(wait.SECONDS).fetchall() == [("deferral",)]
+    assert value(conn, "select deferred from mq.queue_stats('a')") == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_set_that_is_read_is_not_waited_for_with_a_log_in_hand(
     conn: psycopg.Connection[Any], session: Connect
 ) -> None:
-    """The old deferral set, fenced by upkeep, is truncated when nobody looks at it."""
+    queue_id = empty_old_set(conn)
+    rotate(conn, "a")
+    reading = session()
+    reading.execute(f"select from mq.deferred_{queue_id}_0")
+    conn.execute("set statement_timeout = '10s'")
+    assert "sealed" in maintain(conn, "a")
+    reading.commit()
+    assert maintain(conn, "a").count("deferral") == 1
+
+
+def empty_old_set(conn: psycopg.Connection[Any]) -> int:
+    """Changed over to the other deferral set, and what waits moved; the number of the queue."""
     put(conn, "1", "a", delay="1 day")
-    queue_id = number(conn, "a")
     conn.execute(
         "select mq._write_register(queue_id, register, 3::bigint << 32, 3::bigint << 32) from mq.queue where name = 'a'"
     )
-    reading = session()
-    reading.execute(f"select from mq.timer_{queue_id}_0")
-    conn.execute("set statement_timeout = '10s'")
-    for _ in range(3):  # what is there moves first
-        actions = maintain(conn, "a")
-    assert actions == ["busy"]
-    reading.commit()
+    put(conn, "1", "a")
     assert maintain(conn, "a") == ["deferral"]
-    assert value(conn, "select deferred from mq.queue_stats('a')") == 1
+    return number(conn, "a")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_table_that_was_just_dropped_is_in_hand(
+    conn: psycopg.Connection[Any], session: Connect
+) -> None:
+    """Who acknowledges what was leased in an idle slot waits for that, and may have copied before."""
+    put(conn, "1", "a")
+    rotate(conn, "a")
+    for _ in range(4):
+        maintain(conn, "a")
+    conn.execute("select mq._create_slot(%s, 9)", (number(conn, "a"),))
+    conn.execute(
+        "update mq.slot set freed_at = now() - interval '1 day' where slot = 9; insert into mq.inbox (queue, payload) values ('b', '1')"
+    )
+    copying = session()
+    copying.execute("insert into mq.inbox (queue, payload) values ('b', '2')")
+    conn.execute("set statement_timeout = '10s'")
+    assert "removed" in maintain(conn, "a")  # it would wait for who copies
+    copying.commit()

@@ -327,7 +327,9 @@ begin
     if v_rows > 0 then
         return null;            -- more arrivals than one call gives timers to
     end if;
-    perform mq._take_tables('access exclusive', array['deferred_' || v_old, 'timer_' || v_old, 'promotion_' || v_old]);
+    -- Waited for: consumers look into it all the time. Its fence, an instant old, is in hand.
+    perform mq._take_tables('access exclusive', array['deferred_' || v_old, 'timer_' || v_old, 'promotion_' || v_old],
+                            '^deferred_' || v_old || '$');
     execute format('truncate mq.deferred_%1$s, mq.timer_%1$s, mq.promotion_%1$s', v_old);
     return 'truncated the old set';
 end $f$;

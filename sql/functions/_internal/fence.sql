@@ -63,24 +63,26 @@ begin
     return exists (select from pg_trigger as t where t.tgrelid = ('mq.' || fenced_table)::regclass and t.tgname = 'sealed' and t.tgenabled <> 'D');
 end $$;
 
--- How upkeep locks tables, so that nobody meets a deadlock with it. It gives up a wait well before a deadlock would be looked
--- for, but who waits for upkeep looks for one after a second, and is the one to fail if upkeep just then waits for him. So it
--- waits only with no table in hand that others wait for, and else raises lock_not_available at once.
--- after: tables in hand that do not matter, a pattern: everybody takes those before the ones asked for here.
+-- How upkeep locks tables, so that nobody meets a deadlock for waiting for one. Upkeep gives up well before a deadlock would be
+-- looked for, but who waits for it looks for one after a second, and is the one to fail if upkeep just then waits for him. So it
+-- waits only with no table in hand that others wait for (or just made, or dropped: then the next call waits), and else raises
+-- lock_not_available at once.
+-- after: tables in hand that do not matter, a pattern: who takes one of those takes it before the ones asked for here, or
+-- upkeep has had it for an instant only.
 create or replace function mq._take_tables(lock_mode text, tables text[], after text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_table   text;
-    v_in_hand text := '';
+    v_table  text;
+    v_nowait text := '';
 begin
-    if exists (select from pg_locks as l join pg_class as c on c.oid = l.relation
+    if exists (select from pg_locks as l left join pg_class as c on c.oid = l.relation
                where l.pid = pg_backend_pid() and l.locktype = 'relation'
                  and l.mode in ('ShareRowExclusiveLock', 'AccessExclusiveLock')
-                 and c.relname !~ coalesce(after, '^$')) then
-        v_in_hand := ' nowait';
+                 and (c.relname ~ _take_tables.after) is not true) then
+        v_nowait := ' nowait';
     end if;
     foreach v_table in array tables loop
-        execute format('lock table mq.%I in %s mode%s', v_table, lock_mode, v_in_hand);
-        v_in_hand := ' nowait';
+        execute format('lock table mq.%I in %s mode%s', v_table, lock_mode, v_nowait);
+        v_nowait := ' nowait';
     end loop;
 end $$;
