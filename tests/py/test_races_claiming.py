@@ -684,6 +684,26 @@ def test_users_own_advisory_locks_are_not_in_the_way(
     assert [row[1] for row in conn.execute("select * from mq.maintain('q')").fetchall()] != []
 
 
+# -- how big blocks are ------------------------------------------------------------------------------
+
+
+def test_blocks_are_as_big_as_many_consumers_need(conn: psycopg.Connection) -> None:
+    """Where half of a block is drawn until its successor is there, everybody would wait for the next one."""
+    queue_id = number(conn)
+    sizes = f"select array_agg(cardinality(counts) order by block_no) from mq.block_{queue_id}_1"
+    fill(conn, 16 * 64 * 16)
+    assert len(take(conn, 16)) == 16
+    assert value(conn, sizes) == [64]
+    conn.execute(f"select nextval('mq.ticket_{queue_id}_1') from generate_series(1, 40)")  # others
+    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 2)
+    assert value(conn, sizes) == [64, 128]
+    conn.execute(f"select nextval('mq.ticket_{queue_id}_1') from generate_series(1, 127)")
+    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 3)
+    assert value(conn, sizes)[2] == 256
+    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 4)
+    assert value(conn, sizes) == [64, 128, 256, 128]  # fewer: what is due again comes sooner
+
+
 # -- many claims in one transaction -----------------------------------------------------------------
 
 
