@@ -164,9 +164,8 @@ def test_a_table_that_was_just_dropped_is_in_hand(
     for _ in range(4):
         maintain(conn, "a")
     conn.execute("select mq._create_slot(%s, 9)", (number(conn, "a"),))
-    conn.execute(
-        "update mq.slot set freed_at = now() - interval '1 day' where slot = 9; insert into mq.inbox (queue, payload) values ('b', '1')"
-    )
+    conn.execute("update mq.slot set freed_at = now() - interval '1 day' where slot = 9")
+    conn.execute("insert into mq.inbox (queue, payload) values ('b', '1')")
     copying = session()
     copying.execute("insert into mq.inbox (queue, payload) values ('b', '2')")
     conn.execute("set statement_timeout = '10s'")
