@@ -9,6 +9,7 @@ declare
     s         mq.segment;
     v_slot    int;
     v_table   text;
+    v_unfenced boolean := false;
     v_freed   int := 0;
     v_taken   int;
     v_again   mq._taken[];
@@ -125,37 +126,39 @@ begin
     -- order of chance, for who comes late does not wait for them: _take_tables.
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
         begin
-            begin
-                for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
-                    if s.sealed_at is null then
-                        begin
-                            perform mq._seal(q.queue_id, s.slot);
-                            s.sealed_at := clock_timestamp();
-                            return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
-                        exception
-                            when lock_not_available then
-                                return next (q.name, 'busy', format('segment %s: somebody still writes to it', s.segment))::mq.upkeep;
-                                continue;
-                        end;
-                    end if;
-                    if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
-                        update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                        s.exhausted_at := clock_timestamp();
-                        return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
-                    end if;
-                    if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
-                        update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
-                        return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
-                    end if;
-                end loop;
-                perform mq._advance_head(q.queue_id, q.register);
-            exception
-                when others then
-                    if maintain.queue is not null then
-                        raise;
-                    end if;
-                    return next (q.name, 'failed', sqlerrm)::mq.upkeep;
-            end;
+            for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.closed_at is not null order by x.queue_id, x.segment loop
+                if s.sealed_at is null then
+                    begin
+                        perform mq._seal(q.queue_id, s.slot);
+                        s.sealed_at := clock_timestamp();
+                        return next (q.name, 'sealed', format('segment %s', s.segment))::mq.upkeep;
+                    exception
+                        when lock_not_available then
+                            return next (q.name, 'busy', format('segment %s: somebody still writes to it', s.segment))::mq.upkeep;
+                            continue;
+                    end;
+                end if;
+                if s.exhausted_at is null and mq._is_exhausted(q.queue_id, s.slot) then
+                    update mq.segment as x set exhausted_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                    s.exhausted_at := clock_timestamp();
+                    return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
+                end if;
+                if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
+                    update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                    return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
+                end if;
+            end loop;
+            perform mq._advance_head(q.queue_id, q.register);
+        exception
+            when others then
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
+        end;
+    end loop;
+    for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
+        begin
             perform mq._absorb_arrivals(q.queue_id, q.register);
             -- What an earlier call drained: by now nobody looks there for anything.
             for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
@@ -193,7 +196,11 @@ begin
             foreach v_table in array array['log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535),
                                            'deferred_' || q.queue_id || '_' || ((pg_sequence_last_value(q.register) >> 32) & 1)] loop
                 begin
-                    perform mq._unfence(v_table, format('^(log|deferred)_%s_', q.queue_id));
+                    -- Who waits for a sealed log read the register before that was closed; for an open one anybody may.
+                    if mq._is_fenced(v_table) then
+                        perform mq._unfence(v_table, '^(log|deferred)_' || case when v_unfenced then q.queue_id || '_' else '' end);
+                        v_unfenced := true;
+                    end if;
                 exception
                     when lock_not_available then
                         null;           -- next time

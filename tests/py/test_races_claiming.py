@@ -687,21 +687,65 @@ def test_users_own_advisory_locks_are_not_in_the_way(
 # -- how big blocks are ------------------------------------------------------------------------------
 
 
-def test_blocks_are_as_big_as_many_consumers_need(conn: psycopg.Connection) -> None:
-    """Where half of a block is drawn until its successor is there, everybody would wait for the next one."""
-    queue_id = number(conn)
-    sizes = f"select array_agg(cardinality(counts) order by block_no) from mq.block_{queue_id}_1"
-    fill(conn, 16 * 64 * 16)
+@pytest.mark.parametrize(
+    ("n", "drawn", "slices"),
+    [(16, 31, 64), (16, 32, 128), (16, 64, 128), (300, 32, 109), (2, 64, 256), (1, 255, 256)],
+)
+def test_blocks_are_as_big_as_many_consumers_need(
+    conn: psycopg.Connection, n: int, drawn: int, slices: int
+) -> None:
+    """Where half of a block is drawn before its successor is begun, all would have to wait for the next one."""
+    fill(conn, n * 600)
+    assert len(take(conn, n)) == n
+    draw(conn, drawn - 1)  # others
+    open_ahead(conn, n)
+    assert blocks(conn)[1] == slices
+
+
+def test_blocks_are_smaller_again(conn: psycopg.Connection) -> None:
+    """What is due again waits for a whole block."""
+    fill(conn, 16 * 1100)
     assert len(take(conn, 16)) == 16
-    assert value(conn, sizes) == [64]
-    conn.execute(f"select nextval('mq.ticket_{queue_id}_1') from generate_series(1, 40)")  # others
-    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 2)
-    assert value(conn, sizes) == [64, 128]
-    conn.execute(f"select nextval('mq.ticket_{queue_id}_1') from generate_series(1, 127)")
-    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 3)
-    assert value(conn, sizes)[2] == 256
-    wait.until(lambda: take(conn, 16) and len(value(conn, sizes)) == 4)
-    assert value(conn, sizes) == [64, 128, 256, 128]  # fewer: what is due again comes sooner
+    for drawn in 63, 128, 100, 156 + 63, 193 + 31, 97 + 15:
+        draw(conn, drawn)
+        open_ahead(conn, 16)
+    assert blocks(conn) == [64, 128, 256, 256, 128, 64, 64]
+
+
+def test_blocks_are_small_where_much_is_due(conn: psycopg.Connection) -> None:
+    fill(conn, 16 * 300)
+    assert len(take(conn, 16)) == 16
+    for _ in range(16):
+        put(conn, "due", delay="1 microsecond")
+    conn.execute("select mq.maintain('q')")
+    draw(conn, 63)
+    open_ahead(conn, 16)
+    assert blocks(conn) == [64, 128]
+    conn.execute(
+        "select mq.enqueue_batch('q', array_fill('1'::jsonb, array[600]), delay => '1 microsecond')"
+    )
+    conn.execute("select mq.maintain('q')")
+    draw(conn, 128)
+    open_ahead(conn, 16)
+    assert blocks(conn) == [64, 128, 64]
+
+
+def draw(conn: psycopg.Connection, count: int) -> None:
+    conn.execute(
+        f"select nextval('mq.ticket_{number(conn)}_1') from generate_series(1, %s)", (count,)
+    )
+
+
+def open_ahead(conn: psycopg.Connection, n: int) -> None:
+    conn.execute(f"select mq._open_ahead_{number(conn)}_1(1::int2, 0::int2, %s, true, true)", (n,))
+
+
+def blocks(conn: psycopg.Connection) -> list[int]:
+    """How many slices each has."""
+    query = (
+        f"select array_agg(cardinality(counts) order by block_no) from mq.block_{number(conn)}_1"
+    )
+    return list(value(conn, query))
 
 
 # -- many claims in one transaction -----------------------------------------------------------------

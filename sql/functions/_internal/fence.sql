@@ -68,7 +68,7 @@ end $$;
 -- waits only with no table in hand that others wait for (or just made, or dropped: then the next call waits), and else raises
 -- lock_not_available at once.
 -- after: tables in hand that do not matter, a pattern: who takes one of those takes it before the ones asked for here, or
--- upkeep has had it for an instant only.
+-- writes there only if he read the register before that changed.
 create or replace function mq._take_tables(lock_mode text, tables text[], after text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare

@@ -27,8 +27,8 @@ begin
 end $$;
 
 -- Opens the next block: up to 64 slices of p_n (128 small ones, 256 of one), first of what is due again, then of what the window holds. Where so
--- many consumers are at it that they draw half of a block's tickets until its successor is there, twice as many slices, up to 256: else all of them
--- would wait for that. Called with the lane locked. p_given are messages to be born in this block besides; p_ahead: the last block still has tickets, and
+-- many consumers are at it that half of a block's tickets are drawn before its successor is begun, that gets twice as many slices, up to 256: else all
+-- of them would wait for it. Called with the lane locked. p_given are messages to be born in this block besides; p_ahead: the last block still has tickets, and
 -- this one's come behind them. False if there was nothing.
 --
 -- Each slice lies within one range of mq._ranges, so its first message and a count name it for good.
@@ -61,12 +61,6 @@ begin
     select x.* into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane
     order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
     v_no := coalesce(b.block_no, 0) + 1;
-    if b.cur is not null and b.size = p_n and cardinality(b.counts) >= c_least then      -- else there was no more to put into it
-        v_drawn := coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) - b.first_ticket + 1;
-        v_slices := cardinality(b.counts);
-        v_slices := case when 2 * v_drawn >= v_slices then 2 * v_slices when 4 * v_drawn < v_slices then v_slices / 2 else v_slices end;
-        v_slices := least(greatest(v_slices, c_least), c_most);
-    end if;
 
     -- Messages that are due again are appended to the log here, in a lane that windows do not read, under the number
     -- of this block. Only into the open segment: with its log locked against sealing, the register cannot be stale.
@@ -97,6 +91,13 @@ begin
     v_cur := b.cur;
     v_xid := b.next_xid;
     v_id := b.next_id;
+    -- Not where more is due than this block takes: that would wait for longer.
+    if p_ahead and b.size = p_n and b.cur is not null and cardinality(b.counts) >= c_least and v_born < 32 then
+        v_slices := cardinality(b.counts);
+        v_drawn := coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) - b.first_ticket + 1;
+        v_slices := case when 2 * v_drawn >= v_slices then 2 * v_slices when 4 * v_drawn < v_slices then v_slices / 2 else v_slices end;
+        v_slices := least(greatest(v_slices, c_least), c_most);
+    end if;
     v_want := greatest(v_slices - v_born, 16);
     if p_fresh then
         if v_cur is null then
