@@ -87,6 +87,24 @@ def test_the_log_that_was_just_opened_is_waited_for(
 
 
 @pytest.mark.usefixtures("patient")
+def test_an_open_log_is_waited_for_though_another_queue_was_sealed(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> None:
+    """With many queues one is sealed in most calls, and a busy log would keep its fence."""
+    put(conn, "1", "b")
+    rotate(conn, "b")
+    conn.execute("select mq._fence(%s)", (open_log(conn, "a"),))
+    conn.execute("select mq._unfence(%s)", (open_log(conn, "b"),))
+    producing, keeping = session(), session(autocommit=True)
+    put(producing, "1", "a")
+    kept = background(keeping.execute, "select action from mq.maintain()")
+    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(producing))
+    producing.commit()
+    assert ("sealed",) in kept.result(wait.SECONDS).fetchall()
+    assert not is_fenced(conn, "a")
+
+
+@pytest.mark.usefixtures("patient")
 def test_what_outlived_its_segment_is_waited_for_with_no_segment_sealed(
     conn: psycopg.Connection[Any], session: Connect, background: Background
 ) -> None:
