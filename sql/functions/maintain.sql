@@ -198,7 +198,7 @@ begin
                 begin
                     -- Who waits for a sealed log read the register before that was closed; for an open one anybody may.
                     if mq._is_fenced(v_table) then
-                        perform mq._unfence(v_table, '^(log|deferred)_' || case when v_unfenced then q.queue_id || '_' else '' end);
+                        perform mq._unfence(v_table, case when not v_unfenced then '^(log|deferred)_' end);
                         v_unfenced := true;
                     end if;
                 exception

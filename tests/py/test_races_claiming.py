@@ -695,11 +695,13 @@ def test_blocks_are_as_big_as_many_consumers_need(
     conn: psycopg.Connection, n: int, drawn: int, slices: int
 ) -> None:
     """Where half of a block is drawn before its successor is begun, all would have to wait for the next one."""
-    fill(conn, n * 600)
+    fill(conn, n * 200 + 500)
     assert len(take(conn, n)) == n
     draw(conn, drawn - 1)  # others
     open_ahead(conn, n)
     assert blocks(conn)[1] == slices
+    open_ahead(conn, n)
+    assert len(blocks(conn)) == 2  # nobody has drawn from that
 
 
 def test_blocks_are_smaller_again(conn: psycopg.Connection) -> None:

@@ -328,8 +328,7 @@ begin
         return null;            -- more arrivals than one call gives timers to
     end if;
     -- Waited for: consumers look into it all the time. Its fence, an instant old, is in hand.
-    perform mq._take_tables('access exclusive', array['deferred_' || v_old, 'timer_' || v_old, 'promotion_' || v_old],
-                            '^deferred_' || v_old || '$');
+    perform mq._take_tables(array['deferred_' || v_old, 'timer_' || v_old, 'promotion_' || v_old], true, '^deferred_' || v_old || '$');
     execute format('truncate mq.deferred_%1$s, mq.timer_%1$s, mq.promotion_%1$s', v_old);
     return 'truncated the old set';
 end $f$;

@@ -41,7 +41,7 @@ end $$;
 create or replace function mq._fence(fenced_table text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform mq._take_tables('share row exclusive', array[fenced_table]);
+    perform mq._take_tables(array[fenced_table], false);
     if not mq._is_fenced(fenced_table) then
         execute format('alter table mq.%I enable always trigger sealed', fenced_table);
     end if;
@@ -52,7 +52,7 @@ create or replace function mq._unfence(fenced_table text, after text default nul
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if mq._is_fenced(fenced_table) then
-        perform mq._take_tables('share row exclusive', array[fenced_table], after);
+        perform mq._take_tables(array[fenced_table], false, after);
         execute format('alter table mq.%I disable trigger sealed', fenced_table);
     end if;
 end $$;
@@ -67,12 +67,14 @@ end $$;
 -- looked for, but who waits for it looks for one after a second, and is the one to fail if upkeep just then waits for him. So it
 -- waits only with no table in hand that others wait for (or just made, or dropped: then the next call waits), and else raises
 -- lock_not_available at once.
+-- alone: keep readers out, too.
 -- after: tables in hand that do not matter, a pattern: who takes one of those takes it before the ones asked for here, or
 -- writes there only if he read the register before that changed.
-create or replace function mq._take_tables(lock_mode text, tables text[], after text default null) returns void
+create or replace function mq._take_tables(tables text[], alone boolean, after text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_table  text;
+    v_mode   text := case when alone then 'access exclusive mode' else 'share row exclusive mode' end;
     v_nowait text := '';
 begin
     if exists (select from pg_locks as l left join pg_class as c on c.oid = l.relation
@@ -82,7 +84,7 @@ begin
         v_nowait := ' nowait';
     end if;
     foreach v_table in array tables loop
-        execute format('lock table mq.%I in %s mode%s', v_table, lock_mode, v_nowait);
+        execute format('lock table mq.%I in ', v_table) || v_mode || v_nowait;
         v_nowait := ' nowait';
     end loop;
 end $$;

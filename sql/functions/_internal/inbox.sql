@@ -48,7 +48,7 @@ create or replace function mq._empty_inbox() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if pg_relation_size('mq.inbox') > 0 then
-        perform mq._take_tables('access exclusive', '{inbox}');
+        perform mq._take_tables('{inbox}', true);
         truncate mq.inbox;
     end if;
 exception

@@ -162,9 +162,10 @@ declare
     b       record;
     v_due   boolean := p_due and mq._is_due_{q}();      -- null: perhaps; then a few arrivals are sorted on the way
 begin
-    select y.block_no, y.prev, y.cur into b from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
+    select y.block_no, y.prev, y.cur, y.first_ticket into b from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
     order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
-    if not coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false) then
+    -- Who comes late finds that the next one is there, opened by who found nothing, and nobody has drawn from it yet.
+    if b.first_ticket > coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) or not coalesce(v_due or p_fresh and mq._look_{t}(p_lane, b.prev, b.cur), false) then
         return;
     end if;
     -- As in _take_: look again behind the lock; where there is nothing it is given back.
