@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -48,6 +48,28 @@ def until_blocked_or_done(
     wait.until(lambda: kept.done() or value(conn, blocking, wait.backend_pid(keeping)))
 
 
+@pytest.fixture
+def kept_waiting(
+    conn: psycopg.Connection[Any], session: Connect, background: Background
+) -> Callable[..., list[Any]]:
+    """What upkeep of a queue (None: of all) says that waits for a session until that commits."""
+
+    def kept_waiting_(
+        by: psycopg.Connection[Any],
+        queue: str | None = None,
+        meanwhile: Callable[[int], None] = lambda _: None,
+    ) -> list[Any]:
+        keeping = session(autocommit=True)
+        pid = wait.backend_pid(keeping)
+        kept = background(keeping.execute, "select queue, action from mq.maintain(%s)", (queue,))
+        wait.until_blocked(conn, pid, by=wait.backend_pid(by))
+        meanwhile(pid)
+        by.commit()
+        return list(kept.result(wait.SECONDS).fetchall())
+
+    return kept_waiting_
+
+
 @pytest.mark.usefixtures("patient")
 def test_a_producer_for_two_queues(
     conn: psycopg.Connection[Any], session: Connect, background: Background
@@ -72,41 +94,35 @@ def test_a_producer_for_two_queues(
 
 @pytest.mark.usefixtures("patient")
 def test_the_log_that_was_just_opened_is_waited_for(
-    conn: psycopg.Connection[Any], session: Connect, background: Background
+    conn: psycopg.Connection[Any], session: Connect, kept_waiting: Callable[..., list[Any]]
 ) -> None:
     """Where it is busy all the time, the fence would slow it down for ever."""
     put(conn, "1", "a")
     rotate(conn, "a")
-    producing, keeping = session(), session(autocommit=True)
+    producing = session()
     put(producing, "2", "a")
-    kept = background(keeping.execute, "select action from mq.maintain('a')")
-    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(producing))
-    producing.commit()
-    assert ("sealed",) in kept.result(wait.SECONDS).fetchall()
+    assert ("a", "sealed") in kept_waiting(producing, "a")
     assert not is_fenced(conn, "a")
 
 
 @pytest.mark.usefixtures("patient")
 def test_an_open_log_is_waited_for_though_another_queue_was_sealed(
-    conn: psycopg.Connection[Any], session: Connect, background: Background
+    conn: psycopg.Connection[Any], session: Connect, kept_waiting: Callable[..., list[Any]]
 ) -> None:
     """With many queues one is sealed in most calls, and a busy log would keep its fence."""
     put(conn, "1", "b")
     rotate(conn, "b")
     conn.execute("select mq._fence(%s)", (open_log(conn, "a"),))
     conn.execute("select mq._unfence(%s)", (open_log(conn, "b"),))
-    producing, keeping = session(), session(autocommit=True)
+    producing = session()
     put(producing, "1", "a")
-    kept = background(keeping.execute, "select action from mq.maintain()")
-    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(producing))
-    producing.commit()
-    assert ("sealed",) in kept.result(wait.SECONDS).fetchall()
+    assert ("b", "sealed") in kept_waiting(producing)
     assert not is_fenced(conn, "a")
 
 
 @pytest.mark.usefixtures("patient")
 def test_what_outlived_its_segment_is_waited_for_with_no_segment_sealed(
-    conn: psycopg.Connection[Any], session: Connect, background: Background
+    conn: psycopg.Connection[Any], session: Connect, kept_waiting: Callable[..., list[Any]]
 ) -> None:
     """It waits for who is acknowledging it; had it sealed a log before, he might wait for that."""
     for queue in "a", "b":
@@ -118,32 +134,28 @@ def test_what_outlived_its_segment_is_waited_for_with_no_segment_sealed(
         "update mq.segment set exhausted_at = exhausted_at - interval '1 day' where exhausted_at is not null"
     )
     rotate(conn, "a")
-    acking, keeping = session(), session(autocommit=True)
+    acking = session()
     assert value(acking, "select mq.ack('b', %s)", receipt) == 1
-    kept = background(keeping.execute, "select queue, action from mq.maintain()")
-    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(acking))
-    assert not conn.execute(
-        "select from pg_locks where pid = %s and mode = 'ShareRowExclusiveLock'",
-        (wait.backend_pid(keeping),),
-    ).rowcount
-    acking.commit()
-    actions = kept.result(wait.SECONDS).fetchall()
+
+    def has_no_log(pid: int) -> None:
+        assert not conn.execute(
+            "select from pg_locks where pid = %s and mode = 'ShareRowExclusiveLock'", (pid,)
+        ).rowcount
+
+    actions = kept_waiting(acking, meanwhile=has_no_log)
     assert ("a", "sealed") in actions
     assert ("b", "drained") in actions
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_set_that_is_read_is_waited_for(
-    conn: psycopg.Connection[Any], session: Connect, background: Background
+    conn: psycopg.Connection[Any], session: Connect, kept_waiting: Callable[..., list[Any]]
 ) -> None:
     """Consumers look into the old deferral set all the time: it would never be truncated."""
     queue_id = empty_old_set(conn)
-    reading, keeping = session(), session(autocommit=True)
+    reading = session()
     reading.execute(f"select from mq.deferred_{queue_id}_0")
-    kept = background(keeping.execute, "select action from mq.maintain('a')")
-    wait.until_blocked(conn, wait.backend_pid(keeping), by=wait.backend_pid(reading))
-    reading.commit()
-    assert kept.result(wait.SECONDS).fetchall() == [("deferral",)]
+    assert kept_waiting(reading, "a") == [("a", "deferral")]
     assert value(conn, "select deferred from mq.queue_stats('a')") == 1
 
 
@@ -189,3 +201,40 @@ def test_a_table_that_was_just_dropped_is_in_hand(
     conn.execute("set statement_timeout = '10s'")
     assert "removed" in maintain(conn, "a")  # it would wait for who copies
     copying.commit()
+
+
+COPY = "insert into mq.inbox (queue, payload) values ('a', '1')"
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_copies_meets_no_deadlock(
+    conn: psycopg.Connection[Any], session: Connect, kept_waiting: Callable[..., list[Any]]
+) -> None:
+    """Upkeep waits for a log that he has written to; had it emptied the inbox before, he would wait for upkeep."""
+    conn.execute(COPY)
+    copying = session()
+    copying.execute("set local deadlock_timeout = '10ms'")
+    put(copying, "a", "a")
+    rotate(conn, "a")
+
+    def copies(_: int) -> None:
+        copying.execute(COPY)
+
+    assert ("a", "sealed") in kept_waiting(copying, "a", copies)
+    assert value(conn, "select pg_relation_size('mq.inbox')") == 0
+    assert sum(len(take(conn, 100, "a")) for _ in range(4)) == 3
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_inbox_is_not_waited_for_with_a_log_in_hand(
+    conn: psycopg.Connection[Any], session: Connect
+) -> None:
+    conn.execute(COPY)
+    copying = session()
+    copying.execute(COPY)
+    rotate(conn, "b")
+    conn.execute("set statement_timeout = '10s'")
+    assert "sealed" in maintain(conn, "b")  # it would wait for who copies
+    copying.commit()
+    maintain(conn, "a")
+    assert value(conn, "select pg_relation_size('mq.inbox')") == 0
