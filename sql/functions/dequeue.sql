@@ -15,8 +15,10 @@ set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set j
 set lock_timeout = '2s' as $$
 declare
     v_key      bigint;
+    v_ack_key  bigint;
     v_is_plain boolean;
     v_is_common boolean;
+    v_due_first boolean;
     v_one      mq.delivery;
     v_claim    mq._claim;
     q          record;
@@ -34,21 +36,27 @@ declare
     v_ticket   text;            -- drawn in vain by the short way
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction. What one slice holds, in a
-    -- transaction of its own, from the one segment that is open, and with it at most a plain receipt of that segment.
-    select x.key, coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.is_plain,
-           not x.begun and not x.paused and (x.content >> 16) & 65535 = x.content & 65535
+    -- transaction of its own, from the oldest segment, and with it at most a plain receipt of that or of the open one. Which
+    -- these are may be old news by then: as for the open one alone, what was emptied since has nothing to give, and what was
+    -- opened again gives what is at its front. While a backlog lasts, a quarter of the calls looks for what is due again first.
+    select x.queue_id::bigint * 65536 + x.head, x.queue_id::bigint * 65536 + x.acked, coalesce(dequeue.visibility_timeout, x.visibility_timeout),
+           x.begun, x.due_first,
+           x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+           and (dequeue.ack is null or x.acked is not null and dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'),
+           not x.begun and not x.paused and (x.head = x.open or not x.due_first)
            and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
            and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
-      into v_key, v_vt, v_begun, v_is_plain, v_is_common
-    from (select y.queue_id::bigint * 65536 + (y.content & 65535) as key, y.visibility_timeout, y.paused, y.content,
-                 pg_current_xact_id_if_assigned() is not null as begun,
-                 y.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-                 and coalesce(dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'
-                              and starts_with(dequeue.ack, concat(y.queue_id, '.', y.content & 65535, '.')), true) as is_plain
-          from (select z.queue_id, z.visibility_timeout, z.paused, z.home, pg_sequence_last_value(z.register) as content
-                from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
+      into v_key, v_ack_key, v_vt, v_begun, v_due_first, v_is_plain, v_is_common
+    from (select y.queue_id, y.visibility_timeout, y.paused, y.home, y.due_first, y.open, y.head,
+                 case when starts_with(dequeue.ack, concat(y.queue_id, '.', y.head, '.')) then y.head
+                      when starts_with(dequeue.ack, concat(y.queue_id, '.', y.open, '.')) then y.open end as acked,
+                 pg_current_xact_id_if_assigned() is not null as begun
+          from (select z.queue_id, z.visibility_timeout, z.paused, z.home, z.due_first, z.content & 65535 as open, (z.content >> 16) & 65535 as head
+                from (select w.queue_id, w.visibility_timeout, w.paused, w.home, random() < 0.25 as due_first,
+                             pg_sequence_last_value(w.register) as content
+                      from mq.queue as w where w.name = dequeue.queue offset 0) as z) as y) as x;
     if v_is_plain and dequeue.ack is not null then
-        dequeue.ack := case when mq._ack_0(v_key, dequeue.ack) is null then dequeue.ack end;    -- null: it is done
+        dequeue.ack := case when mq._ack_0(v_ack_key, dequeue.ack) is null then dequeue.ack end;    -- null: it is done
         v_is_plain := dequeue.ack is null;
     end if;
     if v_is_plain and v_is_common and dequeue.n > 1 then
@@ -111,8 +119,8 @@ begin
         if not q.paused then
             v_open := v_register & 65535;
             if (v_register >> 16) & 65535 <> v_open then
-                -- Around a rotation: the oldest segment first, but for what is due again, which comes in turn.
-                if random() < 0.5 then
+                -- The oldest segment first, but for what is due again, which comes in turn.
+                if v_due_first then
                     return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(null, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
                         using dequeue.n, v_vt, v_begun, v_give_up;
                     get diagnostics v_count = row_count;
@@ -125,8 +133,8 @@ begin
                     where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
                     order by s.queue_id, s.segment
                 loop
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '(null, 1::smallint, 0::smallint, $1, $2, true, false, $3, $4)'
-                        using dequeue.n, v_vt, v_begun, v_give_up;
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '($5, 1::smallint, 0::smallint, $1, $2, true, false, $3, $4)'
+                        using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_slot then v_ticket::bigint end;
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
                         return;

@@ -60,7 +60,8 @@ begin
                 select d.is_early and c.token is not null as opens,{result} as taken
                 into r from drawn as d left join claim as c on true{messages};
                 if r.opens then
-                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, true);
+                    -- What is due is born into the open segment only.
+                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, pg_sequence_last_value('mq.register_{q}') & 65535 = {k});
                 end if;
                 return r.taken;
             end if;
