@@ -14,11 +14,11 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
 set lock_timeout = '2s' as $$
 declare
-    v_key      bigint;
-    v_ack_key  bigint;
+    v_key      bigint;          -- of the slot that the short way tries
+    v_other    bigint;          -- of that which it tries then
     v_is_plain boolean;
     v_is_common boolean;
-    v_due_first boolean;
+    v_chance   float8;
     v_one      mq.delivery;
     v_claim    mq._claim;
     q          record;
@@ -37,43 +37,52 @@ declare
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction. What one slice holds, in a
     -- transaction of its own, from the oldest segment, and with it at most a plain receipt of that or of the open one. Which
-    -- these are may be old news by then: as for the open one alone, what was emptied since has nothing to give, and what was
-    -- opened again gives what is at its front. While a backlog lasts, a quarter of the calls looks for what is due again first.
-    select x.queue_id::bigint * 65536 + x.head, x.queue_id::bigint * 65536 + x.acked, coalesce(dequeue.visibility_timeout, x.visibility_timeout),
-           x.begun, x.due_first,
+    -- these are may be old news by then: what was emptied since has nothing to give, and what was opened again gives what is
+    -- at its front. While a backlog of several segments lasts, a quarter of the calls tries the open one first, for into its
+    -- blocks is born what is due again; a few go the general way, which looks whether there is anything due to open one for.
+    -- A third tries it where the oldest has nothing ready: that may be used up, though upkeep has not said so yet. The others
+    -- go the general way then, or nobody might open the next block of the oldest while more and more is due.
+    select x.queue_id::bigint * 65536 + case when x.chance < 0.25 then x.open else x.head end,
+           coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.chance, x.content,
            x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-           and (dequeue.ack is null or x.acked is not null and dequeue.ack ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'),
-           not x.begun and not x.paused and (x.head = x.open or not x.due_first)
+           and coalesce(dequeue.ack ~ concat('^', x.queue_id, '[.](', x.open, '|', x.head, ')[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'), true),
+           not x.begun and not x.paused and (x.head = x.open or x.chance >= 0.03)
            and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
            and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
-      into v_key, v_ack_key, v_vt, v_begun, v_due_first, v_is_plain, v_is_common
-    from (select y.queue_id, y.visibility_timeout, y.paused, y.home, y.due_first, y.open, y.head,
-                 case when starts_with(dequeue.ack, concat(y.queue_id, '.', y.head, '.')) then y.head
-                      when starts_with(dequeue.ack, concat(y.queue_id, '.', y.open, '.')) then y.open end as acked,
+      into v_key, v_vt, v_begun, v_chance, v_register, v_is_plain, v_is_common
+    from (select y.queue_id, y.visibility_timeout, y.paused, y.home, y.chance, y.content, y.content & 65535 as open, (y.content >> 16) & 65535 as head,
                  pg_current_xact_id_if_assigned() is not null as begun
-          from (select z.queue_id, z.visibility_timeout, z.paused, z.home, z.due_first, z.content & 65535 as open, (z.content >> 16) & 65535 as head
-                from (select w.queue_id, w.visibility_timeout, w.paused, w.home, random() < 0.25 as due_first,
-                             pg_sequence_last_value(w.register) as content
-                      from mq.queue as w where w.name = dequeue.queue offset 0) as z) as y) as x;
+          from (select z.queue_id, z.visibility_timeout, z.paused, z.home, random() as chance, pg_sequence_last_value(z.register) as content
+                from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
     if v_is_plain and dequeue.ack is not null then
-        dequeue.ack := case when mq._ack_0(v_ack_key, dequeue.ack) is null then dequeue.ack end;    -- null: it is done
+        -- null: it is done
+        dequeue.ack := case when mq._ack_0((v_key >> 16 << 16) + split_part(dequeue.ack, '.', 2)::int, dequeue.ack) is null then dequeue.ack end;
         v_is_plain := dequeue.ack is null;
     end if;
-    if v_is_plain and v_is_common and dequeue.n > 1 then
-        v_claim := mq._claim_0(v_key, dequeue.n, v_vt);
-        if v_claim.n > 0 then
-            return query select * from mq._read_0(v_key, v_claim);
-            return;
+    loop
+        if v_is_plain and v_is_common and dequeue.n > 1 then
+            v_claim := mq._claim_0(v_key, dequeue.n, v_vt);
+            if v_claim.n > 0 then
+                return query select * from mq._read_0(v_key, v_claim);
+                return;
+            end if;
+            v_ticket := v_claim.receipt;
+        elsif v_is_plain and v_is_common then
+            v_one := mq._take_one_0(v_key, v_vt);
+            if v_one.msg_id is not null then
+                return next v_one;
+                return;
+            end if;
+            v_ticket := v_one.receipt;
         end if;
-        v_ticket := v_claim.receipt;
-    elsif v_is_plain and v_is_common then
-        v_one := mq._take_one_0(v_key, v_vt);
-        if v_one.msg_id is not null then
-            return next v_one;
-            return;
-        end if;
-        v_ticket := v_one.receipt;
-    end if;
+        exit when v_ticket is not null or v_other is not null or (v_is_plain and v_is_common and v_chance < 0.6) is not true;
+        v_other := (v_key >> 16 << 16) + case when v_chance < 0.25 then (v_register >> 16) & 65535 else v_register & 65535 end;
+        exit when v_key = v_other;
+        -- What was due is there, but in slices of another size: the general way.
+        exit when v_chance < 0.25 and pg_sequence_last_value(to_regclass(format('mq.ticket_%s_%s', v_key >> 16, v_key & 65535)))
+            < pg_sequence_last_value(to_regclass(format('mq.last_ticket_%s_%s', v_key >> 16, v_key & 65535))) >> 14;
+        v_key := v_other;
+    end loop;
 
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
         perform mq._wrong_isolation('dequeue');
@@ -120,9 +129,10 @@ begin
             v_open := v_register & 65535;
             if (v_register >> 16) & 65535 <> v_open then
                 -- The oldest segment first, but for what is due again, which comes in turn.
-                if v_due_first then
-                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '(null, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
-                        using dequeue.n, v_vt, v_begun, v_give_up;
+                if v_chance < 0.25 then
+                    return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
+                        using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_open then v_ticket::bigint end;
+                    v_key := nullif(v_key, q.queue_id::bigint * 65536 + v_open);
                     get diagnostics v_count = row_count;
                     if v_count > 0 then
                         return;

@@ -143,7 +143,7 @@ begin
                     s.exhausted_at := clock_timestamp();
                     return next (q.name, 'exhausted', format('segment %s', s.segment))::mq.upkeep;
                 end if;
-                if s.exhausted_at is not null and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
+                if s.exhausted_at < now() and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
                     update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
                     return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
                 end if;

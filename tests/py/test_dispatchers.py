@@ -644,3 +644,18 @@ def test_a_slot_without_a_branch_is_written_to_all_the_same(conn: psycopg.Connec
         assert not goes_the_short_way(conn)
         assert put(conn, "x") == 1
         assert value(conn, f"select count(*) from mq.log_{number(conn)}_1") == 1
+
+
+def test_the_oldest_segments_come_before_spare_slots(conn: psycopg.Connection) -> None:
+    """Of many slots a backlog's has its branch, of whatever queue it is."""
+    conn.execute("select mq.create_queue('other')")
+    put(conn, "x", "other")
+    conn.execute("select mq.rotate_segment('other')")
+    spare = "insert into mq.slot (queue_id, slot) select %s, i from generate_series(100, 199) as i"
+    with conn.transaction(force_rollback=True):
+        conn.execute(spare, (number(conn),))
+        branches = conn.execute("select queue_id, slot from mq._dispatched()").fetchall()
+        live = conn.execute("select queue_id, slot from mq.segment").fetchall()
+    assert len(live) == 3
+    assert set(live) < set(branches)
+    assert len(branches) == 64

@@ -238,3 +238,24 @@ def test_the_inbox_is_not_waited_for_with_a_log_in_hand(
     copying.commit()
     maintain(conn, "a")
     assert value(conn, "select pg_relation_size('mq.inbox')") == 0
+
+
+def test_what_consumers_may_still_look_at_is_not_emptied(conn: psycopg.Connection[Any]) -> None:
+    """Who read which segment is the oldest, before upkeep said that it no more is, would wait for the end of that call."""
+
+    def oldest() -> int:
+        row = (
+            "select (pg_sequence_last_value(register) >> 16) & 65535 from mq.queue where name = 'a'"
+        )
+        return int(value(conn, row))
+
+    put(conn, "x", "a")
+    receipt = value(conn, "select receipt from mq.dequeue('a')")
+    assert value(conn, "select mq.ack('a', %s)", receipt) == 1
+    slot = oldest()
+    rotate(conn, "a")
+    while oldest() == slot:
+        done = maintain(conn, "a")
+        assert "dropped" not in done, done
+    assert "dropped" not in done
+    wait.until(lambda: "dropped" in maintain(conn, "a"))

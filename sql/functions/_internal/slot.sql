@@ -102,16 +102,16 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
 end $$;
 
--- The slots that the dispatchers have statements of: 64, those of open segments first. The others are done without: by
--- EXECUTE, which parses and plans each time, and by _take_.
+-- The slots that the dispatchers have statements of: 64, those of open segments first, then each queue's oldest ones. The
+-- others are done without: by EXECUTE, which parses and plans each time, and by _take_.
 create or replace function mq._dispatched() returns table (queue_id int, slot int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return query
         select x.queue_id, x.slot
         from (select y.queue_id, y.slot from mq.slot as y
-              left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.closed_at is null
-              order by g.segment is null, y.queue_id, y.slot limit 64) as x
+              left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.exhausted_at is null
+              order by g.segment is null, g.closed_at is not null, row_number() over (partition by y.queue_id order by g.segment), y.queue_id, y.slot limit 64) as x
         order by x.queue_id, x.slot;
 end $$;
 

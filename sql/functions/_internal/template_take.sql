@@ -60,8 +60,9 @@ begin
                 select d.is_early and c.token is not null as opens,{result} as taken
                 into r from drawn as d left join claim as c on true{messages};
                 if r.opens then
-                    -- What is due is born into the open segment only.
-                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, true, pg_sequence_last_value('mq.register_{q}') & 65535 = {k});
+                    -- What is fresh comes from the oldest segment, what is due is born into the open one.
+                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, (pg_sequence_last_value('mq.register_{q}') >> 16) & 65535 = {k},
+                        pg_sequence_last_value('mq.register_{q}') & 65535 = {k});
                 end if;
                 return r.taken;
             end if;
@@ -120,7 +121,7 @@ declare
 begin
     -- Who began a slice and comes this way again goes on there, though others may be in a later block by now: so it neither
     -- leaves the rest of one slice after the other behind, nor, in a long transaction, keeps the locks of them.
-    if current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
+    if p_ticket is null and current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
         return query select * from mq._gather_{t}(p_sub, p_lane, split_part(current_setting('mq.begun_{t}'), '.', 3)::bigint, null, p_had, p_n, p_vt,
             split_part(current_setting('mq.begun_{t}'), '.', 4)::int);
         if found then
