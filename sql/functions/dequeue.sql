@@ -46,7 +46,7 @@ begin
            coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.chance, x.content,
            x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
            and coalesce(dequeue.ack ~ concat('^', x.queue_id, '[.](', x.open, '|', x.head, ')[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'), true),
-           not x.begun and not x.paused and (x.head = x.open or x.chance >= 0.03)
+           not x.begun and not x.paused and (x.head = x.open or x.chance >= 0.015)
            and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
            and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
       into v_key, v_vt, v_begun, v_chance, v_register, v_is_plain, v_is_common
