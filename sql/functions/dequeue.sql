@@ -44,7 +44,7 @@ begin
     -- go the general way then, or nobody might open the next block of the oldest while more and more is due.
     select x.queue_id::bigint * 65536 + case when x.chance < 0.25 then x.open else x.head end,
            coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.chance, x.content,
-           x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+           x.content is not null and x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
            and coalesce(dequeue.ack ~ concat('^', x.queue_id, '[.](', x.open, '|', x.head, ')[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'), true),
            not x.begun and not x.paused and (x.head = x.open or x.chance >= 0.015)
            and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
@@ -77,9 +77,9 @@ begin
         end if;
         exit when v_ticket is not null or v_other is not null or (v_is_plain and v_is_common and v_chance < 0.6) is not true;
         v_other := (v_key >> 16 << 16) + case when v_chance < 0.25 then (v_register >> 16) & 65535 else v_register & 65535 end;
-        exit when v_key = v_other;
-        -- What was due is there, but in slices of another size: the general way.
-        exit when v_chance < 0.25 and pg_sequence_last_value(to_regclass(format('mq.ticket_%s_%s', v_key >> 16, v_key & 65535)))
+        exit when (v_key <> v_other) is not true;
+        -- There is something, but in slices of another size: the general way.
+        exit when pg_sequence_last_value(to_regclass(format('mq.ticket_%s_%s', v_key >> 16, v_key & 65535)))
             < pg_sequence_last_value(to_regclass(format('mq.last_ticket_%s_%s', v_key >> 16, v_key & 65535))) >> 14;
         v_key := v_other;
     end loop;
@@ -132,8 +132,8 @@ begin
                 if v_chance < 0.25 then
                     return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
                         using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_open then v_ticket::bigint end;
-                    v_key := nullif(v_key, q.queue_id::bigint * 65536 + v_open);
                     get diagnostics v_count = row_count;
+                    v_key := nullif(v_key, q.queue_id::bigint * 65536 + v_open);
                     if v_count > 0 then
                         return;
                     end if;

@@ -103,6 +103,42 @@ def test_most_calls_go_the_short_way(conn: psycopg.Connection, n: int) -> None:
     assert take(conn, 2) == ["new", "newer"]
 
 
+def next_chance(conn: psycopg.Connection, near: float) -> None:
+    """What random() gives the session next."""
+    for i in range(1000):
+        conn.execute("select setseed(%s)", (i / 1000,))
+        if abs(value(conn, "select random()") - near) < 0.02:
+            conn.execute("select setseed(%s)", (i / 1000,))
+            return
+    raise AssertionError(near)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("chance", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize("receipt", [None, "1.2.1.0.1.1.0.1.1", "7..1.0.1.1.0.1.1"])
+def test_the_queue_goes_between_its_row_and_its_register(
+    conn: psycopg.Connection,
+    session: Connect,
+    background: Background,
+    n: int,
+    chance: float,
+    receipt: str | None,
+) -> None:
+    backlog(conn, 10)
+    consumer, dropping = session(autocommit=True), session()
+    take(consumer, n)  # plans and caches are there
+    next_chance(consumer, chance)
+    if receipt and receipt.startswith("7"):
+        receipt = f"{number(conn)}{receipt[1:]}"
+    dropping.execute("select mq.drop_queue('q')")
+    taking = background(take, consumer, n, ack=receipt)
+    wait.until_blocked(conn, wait.backend_pid(consumer), by=wait.backend_pid(dropping))
+    dropping.commit()
+    error = taking.exception(30)
+    assert isinstance(error, psycopg.DatabaseError)
+    assert error.sqlstate == "MQ001", error
+
+
 def test_what_is_due_again_does_not_wait_for_it_nor_it_for_that(conn: psycopg.Connection) -> None:
     conn.execute("select mq.enqueue_batch('q', array_fill('\"fresh\"'::jsonb, array[4000]))")
     rotate(conn)
