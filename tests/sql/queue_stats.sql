@@ -41,6 +41,7 @@ select mq.rotate_segment('queue_stats');
 select is((select segments from mq.queue_stats('queue_stats')), 2, 'segments are counted');
 select 1 from mq.maintain('queue_stats');
 select 1 from mq.maintain('queue_stats');
+select 1 from mq.maintain('queue_stats');
 select is((select concat_ws(' ', segments, enqueued_total, delivered_total, settled_total) from mq.queue_stats('queue_stats')), '1 12 13 11',
     'when one goes the totals stay');
 
