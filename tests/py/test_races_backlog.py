@@ -230,22 +230,6 @@ def test_a_ticket_drawn_in_vain_is_not_lost(conn: psycopg.Connection, n: int) ->
     assert got == list(range(1, 51 * n + 1))
 
 
-def test_a_ticket_drawn_in_vain_goes_before_a_slice_that_was_begun(
-    conn: psycopg.Connection, session: Connect
-) -> None:
-    fill(conn, 12)
-    consumer = session()
-    assert take(conn, 4) == [1, 2, 3, 4]
-    assert take(consumer) == [5]
-    assert take(conn, 4) == [9, 10, 11, 12]
-    put(conn, "a")
-    put(conn, "b")
-    assert take(conn) == ["a"]  # of a block of single messages
-    consumer.commit()
-    draw_in_vain(conn)
-    assert [*take(consumer), *take(consumer)] == ["b", 6]
-
-
 def test_what_is_due_is_left_to_who_opens_a_block_of_the_open_segment(
     conn: psycopg.Connection, session: Connect
 ) -> None:

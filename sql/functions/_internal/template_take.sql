@@ -121,7 +121,7 @@ declare
 begin
     -- Who began a slice and comes this way again goes on there, though others may be in a later block by now: so it neither
     -- leaves the rest of one slice after the other behind, nor, in a long transaction, keeps the locks of them.
-    if p_ticket is null and current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
+    if current_setting('mq.begun_{t}', true) ~ ('^' || p_sub || '[.]' || p_lane || '[.][0-9]{1,18}[.][0-9]{1,5}$') then
         return query select * from mq._gather_{t}(p_sub, p_lane, split_part(current_setting('mq.begun_{t}'), '.', 3)::bigint, null, p_had, p_n, p_vt,
             split_part(current_setting('mq.begun_{t}'), '.', 4)::int);
         if found then
