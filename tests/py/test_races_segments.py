@@ -19,6 +19,7 @@ from support.race import (
     put,
     rotate,
     segments,
+    slot,
     sweep,
     take,
     take_rows,
@@ -31,13 +32,7 @@ database, queue, session = race.database, race.queue, race.session
 
 def open_log(conn: psycopg.Connection) -> str:
     """The log that producers write to now."""
-    return str(
-        value(
-            conn,
-            "select 'mq.log_' || queue_id || '_' || (pg_sequence_last_value(register) & 65535)"
-            " from mq.queue where name = 'q'",
-        )
-    )
+    return f"mq.log_{number(conn)}_{slot(conn, 'open')}"
 
 
 def late(conn: psycopg.Connection, log: str, payload: str) -> None:

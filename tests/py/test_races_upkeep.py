@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import psycopg
 import pytest
 
 from support import race, wait
-from support.race import Background, Connect, fresh, maintain, number, put, rotate, take, value
+from support.race import (
+    Background,
+    Connect,
+    fresh,
+    maintain,
+    number,
+    put,
+    rotate,
+    slot,
+    take,
+    value,
+)
 
 pytestmark = pytest.mark.matrix
 database, session = race.database, race.session
@@ -31,21 +41,11 @@ def patient(conn: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def open_log(conn: psycopg.Connection[Any], queue: str) -> str:
-    slot = value(
-        conn, "select pg_sequence_last_value(register) & 65535 from mq.queue where name = %s", queue
-    )
-    return f"log_{number(conn, queue)}_{slot}"
+    return f"log_{number(conn, queue)}_{slot(conn, 'open', queue)}"
 
 
 def is_fenced(conn: psycopg.Connection[Any], queue: str) -> bool:
     return bool(value(conn, "select mq._is_fenced(%s)", open_log(conn, queue)))
-
-
-def until_blocked_or_done(
-    conn: psycopg.Connection[Any], keeping: psycopg.Connection[Any], kept: Future[Any]
-) -> None:
-    blocking = "select cardinality(pg_blocking_pids(%s))"
-    wait.until(lambda: kept.done() or value(conn, blocking, wait.backend_pid(keeping)))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_producer_for_two_queues(
         producing.execute("set local deadlock_timeout = '10ms'")
         put(producing, "1", "b")
         kept = background(keeping.execute, "select action from mq.maintain()")
-        until_blocked_or_done(conn, keeping, kept)
+        wait.until_blocked_or_done(conn, wait.backend_pid(keeping), kept.done)
         put(producing, "1", "a")
         producing.commit()
         kept.result(wait.SECONDS)
@@ -242,19 +242,12 @@ def test_the_inbox_is_not_waited_for_with_a_log_in_hand(
 
 def test_what_consumers_may_still_look_at_is_not_emptied(conn: psycopg.Connection[Any]) -> None:
     """Who read which segment is the oldest, before upkeep said that it no more is, would wait for the end of that call."""
-
-    def oldest() -> int:
-        row = (
-            "select (pg_sequence_last_value(register) >> 16) & 65535 from mq.queue where name = 'a'"
-        )
-        return int(value(conn, row))
-
     put(conn, "x", "a")
     receipt = value(conn, "select receipt from mq.dequeue('a')")
     assert value(conn, "select mq.ack('a', %s)", receipt) == 1
-    slot = oldest()
+    oldest = slot(conn, "oldest", "a")
     rotate(conn, "a")
-    while oldest() == slot:
+    while slot(conn, "oldest", "a") == oldest:
         done = maintain(conn, "a")
         assert "dropped" not in done, done
     assert "dropped" not in done

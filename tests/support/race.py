@@ -66,6 +66,13 @@ def number(conn: psycopg.Connection, queue: str = "q") -> int:
     return int(value(conn, "select queue_id from mq.queue where name = %s", queue))
 
 
+def slot(conn: psycopg.Connection, which: str, queue: str = "q") -> int:
+    """That of the "oldest" segment of a queue, or of the "open" one, by the register."""
+    bits = {"oldest": 16, "open": 0}[which]
+    query = "select (pg_sequence_last_value(register) >> %s) & 65535 from mq.queue where name = %s"
+    return int(value(conn, query, bits, queue))
+
+
 def fill(conn: psycopg.Connection, count: int, queue: str = "q") -> None:
     """Messages 1 to count."""
     conn.execute(

@@ -43,6 +43,12 @@ def until_blocked(observer: psycopg.Connection, pid: int, *, by: int | None = No
     until(look, f"backend {pid} to be blocked")
 
 
+def until_blocked_or_done(observer: psycopg.Connection, pid: int, done: Callable[[], bool]) -> None:
+    """Until backend `pid` waits for a lock, or its call is done."""
+    query = "select from pg_stat_activity where pid = %s and cardinality(pg_blocking_pids(pid)) > 0"
+    until(lambda: done() or observer.execute(query, (pid,)).rowcount == 1)
+
+
 def until_state(observer: psycopg.Connection, pid: int, state: str) -> None:
     """Until backend `pid` is idle, active, or idle in transaction."""
 
