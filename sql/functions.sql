@@ -21,6 +21,7 @@
 \ir functions/_internal/inspect.sql
 \ir functions/_internal/repair.sql
 \ir functions/_internal/inbox.sql
+\ir functions/_internal/cron.sql
 \ir functions/create_queue.sql
 \ir functions/alter_queue.sql
 \ir functions/drop_queue.sql
@@ -48,3 +49,4 @@
 \ir functions/listen.sql
 \ir functions/unlisten.sql
 \ir functions/version.sql
+\ir functions/cron_next.sql
