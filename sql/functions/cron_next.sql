@@ -27,7 +27,7 @@ begin
     loop
         v_local := mq._cron_after(v_local, c.seconds, c.minutes, c.hours, c.days, c.months, c.weekdays, c.either);
         if v_local is null then
-            perform mq._invalid('expression', format('"%s" is never due: no such day in these months.', left(expression, 100)), null);
+            perform mq._invalid('expression', format('"%s" is never due: no such day in these months.', left(expression, 100)), 'Give a day that one of the months has.');
         end if;
         v_next := mq._first_instant(v_local, cron_next.timezone);
         -- Not yet, where clocks were put back, or forward over it.

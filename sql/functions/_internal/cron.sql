@@ -29,7 +29,8 @@ begin
             v_to := 7;
         end if;
         if least(v_from, v_to) < low or greatest(v_from, v_to) > high + (field = 'day of week')::int then
-            perform mq._invalid('expression', format('%s: %s is not between %s and %s.', field, case when v_from between low and high then v_to else v_from end, low, high), null);
+            perform mq._invalid('expression', format('%s: %s is not between %s and %s.', field, case when v_from between low and high then v_to else v_from end, low, high),
+                                'The fields are minute, hour, day of month, month, day of week; with six of them seconds come first.');
         elsif v_from > v_to then
             perform mq._invalid('expression', format('%s: %s runs backwards.', field, v_item), 'Write two ranges, such as 22-23,0-2.');
         elsif v_step = 0 then
@@ -53,7 +54,7 @@ begin
     if v_every is not null then
         every := coalesce(v_every[1], '1')::bigint * case v_every[2] when 'second' then 1 when 'minute' then 60 when 'hour' then 3600 when 'day' then 86400 else 604800 end;
         if every = 0 or every > 3155760000 then
-            perform mq._invalid('expression', format('"%s" is not between 1 second and 100 years.', v_text), null);
+            perform mq._invalid('expression', format('"%s" is not between 1 second and 100 years.', v_text), 'Write every 90 seconds.');
         end if;
         return;
     elsif v_text ~ '^every' then
