@@ -9,7 +9,10 @@ create or replace function mq.create_queue(
     notify text default 'auto',
     segment_age interval default '1 hour',
     segment_bytes bigint default 268435456,
-    if_not_exists boolean default false
+    if_not_exists boolean default false,
+    retry_policy text default 'exponential',
+    retry_delays interval[] default null,
+    retry_jitter float8 default 0.5
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -19,11 +22,14 @@ begin
         perform mq._invalid('queue', format('"%s" is not a queue name.', left(create_queue.queue, 100)),
                             'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
     end if;
-    if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists) > 0 then
+    if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists,
+                 retry_policy, retry_jitter) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
     perform mq._check_settings(mode, create_queue.visibility_timeout, create_queue.max_attempts, create_queue.retry_backoff,
-        create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes);
+        create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes,
+        create_queue.retry_policy, create_queue.retry_delays, create_queue.retry_jitter);
+    perform mq._check_retry_policy(create_queue.retry_policy, create_queue.retry_delays);
     -- Nobody waits for what is there. (A drop under way is waited for, and then the register is null.)
     if if_not_exists and exists (select from mq.queue as q where q.name = create_queue.queue and pg_sequence_last_value(q.register) > 0) then
         return;
@@ -43,11 +49,12 @@ begin
     execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', v_id);
     perform mq._shut('_' || v_id);
     insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
-                          notify, segment_age, segment_bytes, msg_ids, register, notified, home, append_home)
+                          notify, segment_age, segment_bytes, retry_policy, retry_delays, retry_jitter, msg_ids, register, notified, home, append_home)
     overriding system value
     values (v_id, create_queue.queue, create_queue.mode, create_queue.visibility_timeout, create_queue.max_attempts,
             create_queue.retry_backoff, create_queue.retry_backoff_max, create_queue.retention, create_queue.notify,
-            create_queue.segment_age, create_queue.segment_bytes, format('mq.msg_id_%s', v_id)::regclass,
+            create_queue.segment_age, create_queue.segment_bytes, create_queue.retry_policy, create_queue.retry_delays,
+            create_queue.retry_jitter, format('mq.msg_id_%s', v_id)::regclass,
             format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
             mq._home(), '');
     insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
@@ -64,13 +71,16 @@ begin
     perform mq._unfence(format('deferred_%s_0', v_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease''.
 visibility_timeout: how long a consumer has a message before it is given to another; default 30 seconds.
 max_attempts: deliveries before a message becomes a dead letter; default 5.
-retry_backoff, retry_backoff_max: the wait before the second attempt, doubled for each further one up to the maximum; defaults 1 second, 1 hour.
+retry_policy: how long a message that failed waits: ''fixed'' (retry_backoff each time), ''linear'' (that times the attempt), ''exponential'' (doubled each time; default), or ''list''.
+retry_backoff, retry_backoff_max: that wait after the first attempt, and the most it may become; defaults 1 second, 1 hour.
+retry_delays: with ''list'', the wait after each attempt, the last one from then on.
+retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as chance says; default 0.5.
 retention: 0.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.

@@ -8,6 +8,9 @@ create table mq.queue (
     max_attempts       int not null,
     retry_backoff      interval not null,
     retry_backoff_max  interval not null,
+    retry_policy       text not null default 'exponential',
+    retry_delays       interval[],
+    retry_jitter       float8 not null default 0.5,
     retention          interval not null,
     notify             text not null,
     segment_age        interval not null,
@@ -26,7 +29,9 @@ create table mq.queue (
     constraint queue_name_check check (name ~ '^[A-Za-z0-9_.-]{1,48}$'),
     constraint queue_mode_check check (mode in ('lease', 'transaction')),
     constraint queue_home_check check (home ~ '^[0-9]+[.]-?[0-9]+$'),
-    constraint queue_notify_check check (notify in ('auto', 'always', 'never'))
+    constraint queue_notify_check check (notify in ('auto', 'always', 'never')),
+    constraint queue_retry_check check (retry_policy in ('fixed', 'linear', 'exponential', 'list')
+                                        and (retry_policy = 'list') = (retry_delays is not null) and retry_jitter between 0 and 1)
 );
 comment on table mq.queue is 'One row a queue: its settings, and the registers that say where its messages are.';
 

@@ -1,6 +1,7 @@
 -- Checks the settings of a queue; null stands for "unchanged".
 create or replace function mq._check_settings(mode text, visibility_timeout interval, max_attempts int, retry_backoff interval,
-                                              retry_backoff_max interval, retention interval, notify text, segment_age interval, segment_bytes bigint)
+                                              retry_backoff_max interval, retention interval, notify text, segment_age interval, segment_bytes bigint,
+                                              retry_policy text, retry_delays interval[], retry_jitter float8)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if mode = 'transaction' then
@@ -18,6 +19,17 @@ begin
     if retry_backoff_max < '0' or retry_backoff_max > '10 years' then
         perform mq._invalid('retry_backoff_max', format('%s is not between 0 and 10 years.', retry_backoff_max), 'Give an interval, such as ''1 hour''.');
     end if;
+    if retry_policy not in ('fixed', 'linear', 'exponential', 'list') then
+        perform mq._invalid('retry_policy', format('"%s" is not a policy.', left(retry_policy, 100)), 'Use ''fixed'', ''linear'', ''exponential'' or ''list''.');
+    end if;
+    if cardinality(retry_delays) not between 1 and 100 or array_ndims(retry_delays) > 1 or array_position(retry_delays, null) > 0
+        or exists (select from unnest(retry_delays) as x where x < '0' or x > '10 years')
+    then
+        perform mq._invalid('retry_delays', 'They are not 1 to 100 intervals between 0 and 10 years.', 'Give a list, such as array[''1 second'', ''1 minute'']::interval[].');
+    end if;
+    if retry_jitter not between 0 and 1 then
+        perform mq._invalid('retry_jitter', format('%s is not between 0 and 1.', retry_jitter), 'It is the share of a delay that is taken off at random, at most.');
+    end if;
     if retention > '0' then
         perform mq._not_yet('retention above 0');
     elsif retention < '0' then
@@ -31,6 +43,17 @@ begin
     end if;
     if segment_bytes < 65536 then
         perform mq._invalid('segment_bytes', format('%s is less than 65536.', segment_bytes), 'Give a number of bytes, such as 268435456.');
+    end if;
+end $$;
+
+-- Delays are listed where the policy is to go by them, and nowhere else.
+create or replace function mq._check_retry_policy(retry_policy text, retry_delays interval[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if retry_policy = 'list' and retry_delays is null then
+        perform mq._invalid('retry_policy', 'It is "list", and there are no retry_delays.', 'Give retry_delays, too.');
+    elsif retry_policy <> 'list' and retry_delays is not null then
+        perform mq._invalid('retry_delays', format('They are given, and retry_policy is "%s".', retry_policy), 'Give retry_policy => ''list'', too.');
     end if;
 end $$;
 

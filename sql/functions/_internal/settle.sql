@@ -103,14 +103,15 @@ begin
 end $$;
 
 -- What becomes of messages that were taken back: those that may be tried again are returned, with the attempt counted
--- and the history longer by one; the others are buried. A hole was never delivered, so nothing is counted.
-create or replace function mq._take_back(queue_id int, max_attempts int, taken mq._taken[], reason text, bury boolean default false)
+-- and the history longer by one; the others are buried. A hole was never delivered, and who snoozes has not tried: nothing is
+-- counted, nor noted, for it may be done without end.
+create or replace function mq._take_back(queue_id int, max_attempts int, taken mq._taken[], reason text, bury boolean default false, snooze boolean default false)
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
 begin
     with t as materialized (
-        select x.*, x.outcome = 'hole' as hole,
+        select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
                coalesce(x.history, '[]') || jsonb_strip_nulls(jsonb_build_object(
                    'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
         from unnest(_take_back.taken) as x),
@@ -128,13 +129,19 @@ begin
     return coalesce(v_again, '{}'::mq._taken[]);
 end $$;
 
--- How long attempt number n waits before the next: exponential, capped, with half of it at random so that what failed
--- together does not come back together.
-create or replace function mq._backoff(attempt int, backoff interval, backoff_max interval) returns interval
+-- How long to wait after attempt number n, with a part of it (the jitter) at random, so that what failed together does not come
+-- back together. A list is meant as it is, so it has no maximum.
+create or replace function mq._backoff(q mq.queue, attempt int) returns interval
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_share constant float8 := 1 - q.retry_jitter * random();
 begin
-    return least(_backoff.backoff_max, _backoff.backoff * power(2::float8, least(_backoff.attempt - 1, 40))) * (0.5 + random() / 2);
+    return v_share * case q.retry_policy
+        when 'fixed' then least(q.retry_backoff_max, q.retry_backoff)
+        when 'linear' then least(q.retry_backoff_max, q.retry_backoff * _backoff.attempt)
+        when 'exponential' then least(q.retry_backoff_max, q.retry_backoff * power(2::float8, least(_backoff.attempt - 1, 40)))
+        when 'list' then q.retry_delays[least(_backoff.attempt, cardinality(q.retry_delays))] end;
 exception
     when datetime_field_overflow or numeric_value_out_of_range then     -- 2^40 times a long interval
-        return _backoff.backoff_max;
+        return q.retry_backoff_max * v_share;
 end $$;
