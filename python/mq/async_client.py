@@ -61,6 +61,9 @@ class AsyncClient:
         notify: str | None = None,
         segment_age: timedelta | None = None,
         segment_bytes: int | None = None,
+        retry_policy: str | None = None,
+        retry_delays: Sequence[timedelta] | None = None,
+        retry_jitter: float | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -76,6 +79,9 @@ class AsyncClient:
                 notify=notify,
                 segment_age=segment_age,
                 segment_bytes=segment_bytes,
+                retry_policy=retry_policy,
+                retry_delays=calls.maybe_list(retry_delays),
+                retry_jitter=retry_jitter,
                 if_not_exists=if_not_exists,
             )
         )
@@ -93,6 +99,9 @@ class AsyncClient:
         notify: str | None = None,
         segment_age: timedelta | None = None,
         segment_bytes: int | None = None,
+        retry_policy: str | None = None,
+        retry_delays: Sequence[timedelta] | None = None,
+        retry_jitter: float | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -107,6 +116,9 @@ class AsyncClient:
                 notify=notify,
                 segment_age=segment_age,
                 segment_bytes=segment_bytes,
+                retry_policy=retry_policy,
+                retry_delays=calls.maybe_list(retry_delays),
+                retry_jitter=retry_jitter,
             )
         )
 
@@ -252,6 +264,7 @@ class AsyncClient:
         delay: timedelta | None = None,
         reason: str | None = None,
         dead: bool | None = None,
+        count_attempt: bool | None = None,
     ) -> int:
         """Give messages back, to be tried again: `mq.nack`."""
         return await self.call(
@@ -262,6 +275,7 @@ class AsyncClient:
                 delay=delay,
                 reason=reason,
                 dead=dead,
+                count_attempt=count_attempt,
             )
         )
 

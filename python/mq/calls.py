@@ -41,6 +41,9 @@ _SETTINGS = {
     "notify": "text",
     "segment_age": "interval",
     "segment_bytes": "bigint",
+    "retry_policy": "text",
+    "retry_delays": "interval[]",
+    "retry_jitter": "double precision",
 }
 _OPTIONS = {
     "delay": "interval",
@@ -79,6 +82,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "delay": "interval",
         "reason": "text",
         "dead": "boolean",
+        "count_attempt": "boolean",
     },
     "extend": {**_LEASE, "visibility_timeout": "interval"},
     "sweep_stale": _QUEUE,

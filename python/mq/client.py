@@ -64,6 +64,9 @@ class Client:
         notify: str | None = None,
         segment_age: timedelta | None = None,
         segment_bytes: int | None = None,
+        retry_policy: str | None = None,
+        retry_delays: Sequence[timedelta] | None = None,
+        retry_jitter: float | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -73,9 +76,12 @@ class Client:
             mode: 'lease' (default) or 'transaction'.
             visibility_timeout: how long a lease lasts (default 30 seconds).
             max_attempts: deliveries before a message is given up (default 5).
-            retry_backoff: delay after the first failed attempt, doubled with each (default 1
-                second).
+            retry_policy: how the delay after a failed attempt grows: 'fixed', 'linear',
+                'exponential' (default) or 'list'.
+            retry_backoff: that delay after the first attempt (default 1 second).
             retry_backoff_max: the longest such delay (default 1 hour).
+            retry_delays: with 'list', the delay after each attempt, the last from then on.
+            retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -97,6 +103,9 @@ class Client:
                 notify=notify,
                 segment_age=segment_age,
                 segment_bytes=segment_bytes,
+                retry_policy=retry_policy,
+                retry_delays=calls.maybe_list(retry_delays),
+                retry_jitter=retry_jitter,
                 if_not_exists=if_not_exists,
             )
         )
@@ -114,6 +123,9 @@ class Client:
         notify: str | None = None,
         segment_age: timedelta | None = None,
         segment_bytes: int | None = None,
+        retry_policy: str | None = None,
+        retry_delays: Sequence[timedelta] | None = None,
+        retry_jitter: float | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -132,6 +144,9 @@ class Client:
                 notify=notify,
                 segment_age=segment_age,
                 segment_bytes=segment_bytes,
+                retry_policy=retry_policy,
+                retry_delays=calls.maybe_list(retry_delays),
+                retry_jitter=retry_jitter,
             )
         )
 
@@ -370,6 +385,7 @@ class Client:
         delay: timedelta | None = None,
         reason: str | None = None,
         dead: bool | None = None,
+        count_attempt: bool | None = None,
     ) -> int:
         """Give messages back, to be tried again: `mq.nack`.
 
@@ -380,6 +396,7 @@ class Client:
             delay: when to try again; None: after the queue's backoff.
             reason: why, for the history.
             dead: True: never again, straight to the dead letters.
+            count_attempt: False: put off without using up an attempt, as often as you like.
 
         Returns:
             How many were settled; 0: the lease was lost, or settled before.
@@ -395,6 +412,7 @@ class Client:
                 delay=delay,
                 reason=reason,
                 dead=dead,
+                count_attempt=count_attempt,
             )
         )
 

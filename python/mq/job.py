@@ -86,6 +86,14 @@ class Unit(Generic[BeginT]):
         """
         self._outcome = Nack(delay, storable(reason), dead)
 
+    def snooze(self, delay: timedelta | None = None) -> None:
+        """Put off without using up an attempt, as often as you like. SQL: `mq.nack(count_attempt => false)`.
+
+        Args:
+            delay: until when, from now; None: the queue's backoff.
+        """
+        self._outcome = Nack(delay, count_attempt=False)
+
     def __enter__(self) -> Self:
         return self
 

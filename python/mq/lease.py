@@ -28,6 +28,7 @@ class Nack:
     delay: timedelta | None = None
     reason: str | None = None
     dead: bool = False
+    count_attempt: bool = True
 
 
 Outcome = Ack | Nack
@@ -132,4 +133,5 @@ class Lease:
             delay=outcome.delay,
             reason=outcome.reason,
             dead=outcome.dead or None,
+            count_attempt=None if outcome.count_attempt else False,
         )

@@ -591,3 +591,17 @@ def test_values_as_people_and_programs_read_them() -> None:
     assert to_json(row) == '{"a": {"n": 1.10}, "b": 2.0, "c": null, "d": [1, "é"]}'
     with pytest.raises(ValueError, match="Infinity"):
         check_json("[Infinity]")
+
+
+def test_retry_policies(ok: Cli, cli: Cli) -> None:
+    delays = ["--retry-delay", "10s", "--retry-delay", "1.5h"]
+    ok("queue", "create", "hooks", "--retry-policy", "list", *delays, "--retry-jitter", "0")
+    shown = ok("queue", "show", "hooks", "--json").json
+    settings = shown.get("settings", shown)
+    assert settings["retry_delays"] == ["00:00:10", "01:30:00"]
+    assert settings["retry_policy"] == "list"
+    ok("queue", "alter", "hooks", "--retry-policy", "linear")
+    said = cli("queue", "alter", "hooks", *delays)
+    assert said.code == 1
+    assert "retry_policy" in said.err
+    assert cli("queue", "alter", "hooks", "--retry-jitter", "2").code == 2

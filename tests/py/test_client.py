@@ -176,6 +176,33 @@ def test_ack_by_the_next_dequeue(client: mq.Client, queue: str) -> None:
         client.dequeue(queue, ack=one.receipt)
 
 
+def test_retry_policies(client: mq.Client) -> None:
+    later = [timedelta(seconds=5), timedelta(hours=2)]
+    client.create_queue("listed", retry_policy="list", retry_delays=later, retry_jitter=0)
+    (queue,) = [one for one in client.queues() if one.name == "listed"]
+    assert queue.settings["retry_delays"] == ["00:00:05", "02:00:00"]
+    client.enqueue("listed", 1)
+    (one,) = client.dequeue("listed")
+    assert client.nack("listed", one.receipt) == 1
+    due = client.next_due("listed")
+    assert due is not None
+    assert 0 <= (due - datetime.now(timezone.utc)).total_seconds() <= 5
+    client.alter_queue("listed", retry_policy="fixed")
+    with pytest.raises(mq.InvalidArgument, match="retry_delays"):
+        client.alter_queue("listed", retry_delays=later)
+
+
+def test_a_message_may_be_put_off(client: mq.Client, queue: str) -> None:
+    client.enqueue(queue, 1)
+    for _ in range(20):
+        (one,) = client.dequeue(queue)
+        assert one.attempt == 1
+        assert client.nack(queue, one.receipt, delay=timedelta(0), count_attempt=False) == 1
+    (one,) = client.dequeue(queue)
+    with pytest.raises(mq.InvalidArgument, match="count_attempt"):
+        client.nack(queue, one.receipt, dead=True, count_attempt=False)
+
+
 def test_nack(client: mq.Client, queue: str) -> None:
     client.enqueue_batch(queue, [1, 2, 3])
     one, two, three = client.dequeue(queue, 3)

@@ -273,6 +273,20 @@ def test_an_exception_is_the_reason_of_a_nack(
     assert "failed" in caplog.text
 
 
+def test_a_snooze_uses_up_no_attempt(start: Start, client: mq.Client, queue: str) -> None:
+    client.alter_queue(queue, max_attempts=1)
+
+    def snooze_first(job: Any) -> None:
+        if len(worker.attempts) < 4:
+            job.snooze(SOON)
+
+    msg_id = client.enqueue(queue, 1)
+    worker = start(snooze_first)
+    finish(worker, client, queue, [msg_id], 4)
+    assert worker.attempts == [1, 1, 1, 1]
+    assert client.dead_letters(queue) == []
+
+
 def test_one_failure_of_a_lease_fails_alone(start: Start, client: mq.Client, queue: str) -> None:
     def fail_two(job: Any) -> None:
         if job.payload == 2 and job.attempt == 1:

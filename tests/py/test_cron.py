@@ -122,7 +122,9 @@ def first_instant(local: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
     return at
 
 
-ZONES = "Europe/Berlin America/New_York Australia/Lord_Howe America/Santiago Asia/Tehran Africa/Cairo"
+ZONES = (
+    "Europe/Berlin America/New_York Australia/Lord_Howe America/Santiago Asia/Tehran Africa/Cairo"
+)
 
 
 @pytest.mark.parametrize("name", ZONES.split())
@@ -130,9 +132,7 @@ def test_around_every_transition(conn: psycopg.Connection[Any], name: str) -> No
     chance, zone = random.Random(name), zoneinfo.ZoneInfo(name)
     hours = (dt.datetime(2012, 1, 1, tzinfo=UTC) + dt.timedelta(hours=i) for i in range(8 * 8766))
     pairs = ((at, at + dt.timedelta(hours=1)) for at in hours)
-    puts = [
-        a for a, b in pairs if a.astimezone(zone).utcoffset() != b.astimezone(zone).utcoffset()
-    ]
+    puts = [a for a, b in pairs if a.astimezone(zone).utcoffset() != b.astimezone(zone).utcoffset()]
     assert len(puts) > 3
     for _ in range(60):
         text = f"{item(chance, *FIELDS[0])} {chance.choice(['*', '*/2', '0-3', '0', '1,2', '2'])} * * *"
@@ -192,14 +192,23 @@ def test_what_may_be_written(conn: psycopg.Connection[Any], text: str, due: str)
         ("* 22-2 * * *", "hour: 22-2 runs backwards."),
         ("*/0 * * * *", "minute: the step of */0 is 0."),
         ("x * * * *", 'minute: "x" is not *, a number, a range or a step.'),
-        ("* * * foo *", 'month: "foo" is not *, a number, a name from jan to dec, a range or a step.'),
-        ("* * * * mon-", 'day of week: "mon-" is not *, a number, a name from sun to sat, a range or a step.'),
+        (
+            "* * * foo *",
+            'month: "foo" is not *, a number, a name from jan to dec, a range or a step.',
+        ),
+        (
+            "* * * * mon-",
+            'day of week: "mon-" is not *, a number, a name from sun to sat, a range or a step.',
+        ),
         ("1,,2 * * * *", 'minute: "" is not *, a number, a range or a step.'),
         ("* * * *", '"* * * *" has 4 fields, not 5 or 6.'),
         ("", '"" has 0 fields, not 5 or 6.'),
         ("@reboot", '"@reboot" has 1 fields, not 5 or 6.'),
         ("every 0 seconds", '"every 0 seconds" is not between 1 second and 100 years.'),
-        ("every month", '"every month" is not every so many seconds, minutes, hours, days or weeks.'),
+        (
+            "every month",
+            '"every month" is not every so many seconds, minutes, hours, days or weeks.',
+        ),
         ("0 0 30 2 *", '"0 0 30 2 *" is never due: no such day in these months.'),
     ],
 )

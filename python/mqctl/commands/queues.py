@@ -32,6 +32,10 @@ def queue() -> None:
     """
 
 
+def _some(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
+    return list(given) or None
+
+
 def _settings(function: F) -> F:
     """The options that create and alter share; the server has the defaults."""
     options = (
@@ -45,9 +49,27 @@ def _settings(function: F) -> F:
         click.option(
             "--retry-backoff",
             type=DURATION,
-            help="Delay before the first retry; doubles each time.",
+            help="Delay before the first retry.",
         ),
         click.option("--retry-backoff-max", type=DURATION, help="Longest delay before a retry."),
+        click.option(
+            "--retry-policy",
+            type=click.Choice(["fixed", "linear", "exponential", "list"]),
+            help="How that delay grows.",
+        ),
+        click.option(
+            "--retry-delay",
+            "retry_delays",
+            type=DURATION,
+            multiple=True,
+            callback=_some,
+            help="With the policy list: one for each attempt, in order.",
+        ),
+        click.option(
+            "--retry-jitter",
+            type=click.FloatRange(0, 1),
+            help="Share of a delay that chance may take off.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option(
             "--notify", type=click.Choice(["auto", "always", "never"]), help="When to NOTIFY."
@@ -72,6 +94,7 @@ def create(session: Session, /, name: str, if_not_exists: bool, **settings: obje
     Examples:
       mqctl queue create mail
       mqctl queue create reports --visibility-timeout 10m --max-attempts 3 --retry-backoff 30s
+      mqctl queue create hooks --retry-policy list --retry-delay 10s --retry-delay 5m --retry-delay 1h
     """
     with session.connect() as conn:
         call(conn, "create_queue", queue=name, if_not_exists=if_not_exists or None, **settings)

@@ -10,7 +10,7 @@ declare
     v_from   int;
     v_to     int;
     v_step   int;
-    v_values int[] := '{}';
+    v_values int[] := '{}'::int[];
 begin
     foreach v_item in array string_to_array(lower(_cron_field.value), ',') loop
         v_part := regexp_match(v_item, '^(?:([*])|([a-z]{3}|[0-9]{1,4})(?:-([a-z]{3}|[0-9]{1,4}))?)(?:/([0-9]{1,4}))?$');
