@@ -41,6 +41,8 @@ _SETTINGS = {
     "notify": "text",
     "segment_age": "interval",
     "segment_bytes": "bigint",
+}
+_RETRIES = {
     "retry_policy": "text",
     "retry_delays": "interval[]",
     "retry_jitter": "double precision",
@@ -58,8 +60,8 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean"},
-    "alter_queue": {**_QUEUE, **_SETTINGS},
+    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,

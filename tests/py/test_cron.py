@@ -15,8 +15,8 @@ from support.race import value
 
 UTC = dt.timezone.utc
 NAMES = {
-    "month": "jan feb mar apr may jun jul aug sep oct nov dec".split(),
-    "weekday": "sun mon tue wed thu fri sat".split(),
+    "month": ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+    "weekday": ["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
 }
 FIELDS = [("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6)]
 
@@ -63,7 +63,7 @@ def by_croniter(text: str, after: dt.datetime) -> dt.datetime | None:
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_as_croniter_says(conn: psycopg.Connection[Any], seed: int) -> None:
     chance = random.Random(seed)
-    asked = []
+    asked: list[tuple[str, dt.datetime, dt.datetime]] = []
     while len(asked) < 600:
         text = expression(chance)
         after = dt.datetime(2020, 1, 1) + dt.timedelta(seconds=chance.randrange(12 * 366 * 86400))
