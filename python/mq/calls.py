@@ -278,6 +278,6 @@ def maybe_json_array(values: Iterable[object] | None) -> list[Jsonb | None] | No
     return None if values is None else [maybe_json(value) for value in values]
 
 
-def maybe_list(values: Sequence[int] | None) -> list[int] | None:
+def maybe_list(values: Sequence[T] | None) -> list[T] | None:
     """Ids as psycopg wants an array: a list."""
     return None if values is None else list(values)
