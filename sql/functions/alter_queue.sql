@@ -22,24 +22,36 @@ begin
     if alter_queue.notify is not null then
         perform mq._lock_generated('alter_queue');
     end if;
+    -- One after the other: each begins with what the one before has left.
+    perform from mq.queue as x where x.name = alter_queue.queue for no key update;
     q := mq._queue(alter_queue.queue, false);
-    perform mq._check_settings(alter_queue.mode, alter_queue.visibility_timeout, alter_queue.max_attempts, alter_queue.retry_backoff,
-        alter_queue.retry_backoff_max, alter_queue.retention, alter_queue.notify, alter_queue.segment_age, alter_queue.segment_bytes,
-        alter_queue.retry_policy, alter_queue.retry_delays, alter_queue.retry_jitter);
+    q.mode := coalesce(alter_queue.mode, q.mode);
+    q.visibility_timeout := coalesce(alter_queue.visibility_timeout, q.visibility_timeout);
+    q.max_attempts := coalesce(alter_queue.max_attempts, q.max_attempts);
+    q.retry_backoff := coalesce(alter_queue.retry_backoff, q.retry_backoff);
+    q.retry_backoff_max := coalesce(alter_queue.retry_backoff_max, q.retry_backoff_max);
+    q.retry_policy := coalesce(alter_queue.retry_policy, q.retry_policy);
     -- Another policy than list forgets its delays.
-    perform mq._check_retry_policy(coalesce(alter_queue.retry_policy, q.retry_policy),
-        coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then q.retry_delays end));
+    q.retry_delays := coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then q.retry_delays end);
+    q.retry_jitter := coalesce(alter_queue.retry_jitter, q.retry_jitter);
+    q.retention := coalesce(alter_queue.retention, q.retention);
+    q.notify := coalesce(alter_queue.notify, q.notify);
+    q.segment_age := coalesce(alter_queue.segment_age, q.segment_age);
+    q.segment_bytes := coalesce(alter_queue.segment_bytes, q.segment_bytes);
+    perform mq._check_settings(q);
     update mq.queue as x
-    set visibility_timeout = coalesce(alter_queue.visibility_timeout, x.visibility_timeout),
-        max_attempts = coalesce(alter_queue.max_attempts, x.max_attempts),
-        retry_backoff = coalesce(alter_queue.retry_backoff, x.retry_backoff),
-        retry_backoff_max = coalesce(alter_queue.retry_backoff_max, x.retry_backoff_max),
-        retry_policy = coalesce(alter_queue.retry_policy, x.retry_policy),
-        retry_delays = coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then x.retry_delays end),
-        retry_jitter = coalesce(alter_queue.retry_jitter, x.retry_jitter),
-        notify = coalesce(alter_queue.notify, x.notify),
-        segment_age = coalesce(alter_queue.segment_age, x.segment_age),
-        segment_bytes = coalesce(alter_queue.segment_bytes, x.segment_bytes)
+    set mode = q.mode,
+        visibility_timeout = q.visibility_timeout,
+        max_attempts = q.max_attempts,
+        retry_backoff = q.retry_backoff,
+        retry_backoff_max = q.retry_backoff_max,
+        retry_policy = q.retry_policy,
+        retry_delays = q.retry_delays,
+        retry_jitter = q.retry_jitter,
+        retention = q.retention,
+        notify = q.notify,
+        segment_age = q.segment_age,
+        segment_bytes = q.segment_bytes
     where x.queue_id = q.queue_id;
     if not found then
         perform mq._queue_not_found(alter_queue.queue);

@@ -16,7 +16,7 @@ create or replace function mq.create_queue(
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
-    v_id int;
+    q mq.queue;
 begin
     if coalesce(create_queue.queue, '') !~ '^[A-Za-z0-9_.-]{1,48}$' then
         perform mq._invalid('queue', format('"%s" is not a queue name.', left(create_queue.queue, 100)),
@@ -26,49 +26,58 @@ begin
                  retry_policy, retry_jitter) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
-    perform mq._check_settings(mode, create_queue.visibility_timeout, create_queue.max_attempts, create_queue.retry_backoff,
-        create_queue.retry_backoff_max, create_queue.retention, create_queue.notify, create_queue.segment_age, create_queue.segment_bytes,
-        create_queue.retry_policy, create_queue.retry_delays, create_queue.retry_jitter);
-    perform mq._check_retry_policy(create_queue.retry_policy, create_queue.retry_delays);
+    q.name := create_queue.queue;
+    q.mode := create_queue.mode;
+    q.visibility_timeout := create_queue.visibility_timeout;
+    q.max_attempts := create_queue.max_attempts;
+    q.retry_backoff := create_queue.retry_backoff;
+    q.retry_backoff_max := create_queue.retry_backoff_max;
+    q.retry_policy := create_queue.retry_policy;
+    q.retry_delays := create_queue.retry_delays;
+    q.retry_jitter := create_queue.retry_jitter;
+    q.retention := create_queue.retention;
+    q.notify := create_queue.notify;
+    q.segment_age := create_queue.segment_age;
+    q.segment_bytes := create_queue.segment_bytes;
+    perform mq._check_settings(q);
     -- Nobody waits for what is there. (A drop under way is waited for, and then the register is null.)
-    if if_not_exists and exists (select from mq.queue as q where q.name = create_queue.queue and pg_sequence_last_value(q.register) > 0) then
+    if if_not_exists and exists (select from mq.queue as x where x.name = create_queue.queue and pg_sequence_last_value(x.register) > 0) then
         return;
     end if;
     -- One at a time, so that two who create the same queue do not both begin, and none while mq is upgraded.
     perform mq._lock_generated('create_queue');
     perform pg_advisory_xact_lock(mq._lock_class(), hashtext(create_queue.queue));
     -- One that is being dropped is waited for.
-    perform from mq.queue as q where q.name = create_queue.queue for key share;
+    perform from mq.queue as x where x.name = create_queue.queue for key share;
     if found then
         if not if_not_exists then
             perform mq._queue_exists(create_queue.queue);
         end if;
         return;
     end if;
-    v_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
-    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', v_id);
-    perform mq._shut('_' || v_id);
-    insert into mq.queue (queue_id, name, mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention,
-                          notify, segment_age, segment_bytes, retry_policy, retry_delays, retry_jitter, msg_ids, register, notified, home, append_home)
-    overriding system value
-    values (v_id, create_queue.queue, create_queue.mode, create_queue.visibility_timeout, create_queue.max_attempts,
-            create_queue.retry_backoff, create_queue.retry_backoff_max, create_queue.retention, create_queue.notify,
-            create_queue.segment_age, create_queue.segment_bytes, create_queue.retry_policy, create_queue.retry_delays,
-            create_queue.retry_jitter, format('mq.msg_id_%s', v_id)::regclass,
-            format('mq.register_%s', v_id)::regclass, format('mq.notified_%s', v_id)::regclass,
-            mq._home(), '');
-    insert into mq.subscription (queue_id, subscription_id, name) values (v_id, 1, 'default');
-    perform setval(format('mq.notified_%s', v_id)::regclass, 1);
-    perform setval(format('mq.waiting_%s', v_id)::regclass, 1);
-    perform mq._set_register(v_id, format('mq.register_%s', v_id)::regclass, 1, 1, 0, false, mq._home_bits(mq._home()));
-    perform mq._create_deferral(v_id);
-    perform mq._create_slot(v_id, 1);
-    perform mq._create_slot(v_id, 2);
+    q.queue_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
+    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', q.queue_id);
+    perform mq._shut('_' || q.queue_id);
+    q.paused := false;
+    q.created_at := clock_timestamp();
+    q.msg_ids := format('mq.msg_id_%s', q.queue_id)::regclass;
+    q.register := format('mq.register_%s', q.queue_id)::regclass;
+    q.notified := format('mq.notified_%s', q.queue_id)::regclass;
+    q.home := mq._home();
+    q.append_home := '';
+    insert into mq.queue overriding system value values (q.*);
+    insert into mq.subscription (queue_id, subscription_id, name) values (q.queue_id, 1, 'default');
+    perform setval(q.notified, 1);
+    perform setval(format('mq.waiting_%s', q.queue_id)::regclass, 1);
+    perform mq._set_register(q.queue_id, q.register, 1, 1, 0, false, mq._home_bits(q.home));
+    perform mq._create_deferral(q.queue_id);
+    perform mq._create_slot(q.queue_id, 1);
+    perform mq._create_slot(q.queue_id, 2);
     perform mq._create_dispatchers();
-    update mq.queue as q set append_home = q.home where q.queue_id = v_id;
-    insert into mq.segment (queue_id, segment, slot) values (v_id, 1, 1);
-    perform mq._unfence(format('log_%s_1', v_id));
-    perform mq._unfence(format('deferred_%s_0', v_id));
+    update mq.queue as x set append_home = x.home where x.queue_id = q.queue_id;
+    insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, 1);
+    perform mq._unfence(format('log_%s_1', q.queue_id));
+    perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
 comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8) is

@@ -84,6 +84,19 @@ def test_of_two_who_make_it_the_later_one_sees_what_the_first_one_changed(
     assert tells_of(conn, 3) == 3
 
 
+def test_two_who_change_different_settings_keep_both(
+    conn: psycopg.Connection, session: Connect, background: Background
+) -> None:
+    changing, waiting = session(), session(autocommit=True)
+    changing.execute("select mq.alter_queue('q', max_attempts => 7)")
+    second = background(waiting.execute, "select mq.alter_queue('q', retry_jitter => 0.25)")
+    wait.until_blocked(conn, wait.backend_pid(waiting), by=wait.backend_pid(changing))
+    changing.commit()
+    second.result(wait.SECONDS)
+    row = "select (max_attempts, retry_jitter::text)::text from mq.queue where name = 'q'"
+    assert value(conn, row) == "(7,0.25)"
+
+
 def test_upkeep_leads_copies_that_were_repaired_the_short_way_again(
     conn: psycopg.Connection, session: Connect
 ) -> None:

@@ -1,59 +1,52 @@
--- Checks the settings of a queue; null stands for "unchanged".
-create or replace function mq._check_settings(mode text, visibility_timeout interval, max_attempts int, retry_backoff interval,
-                                              retry_backoff_max interval, retention interval, notify text, segment_age interval, segment_bytes bigint,
-                                              retry_policy text, retry_delays interval[], retry_jitter float8)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+-- Checks the settings of a queue, as they are to be.
+create or replace function mq._check_settings(q mq.queue) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if mode = 'transaction' then
+    if q.mode = 'transaction' then
         perform mq._not_yet('mode "transaction"');
-    elsif mode <> 'lease' then
-        perform mq._invalid('mode', format('"%s" is not a mode.', left(mode, 100)), 'Use ''lease''.');
+    elsif q.mode <> 'lease' then
+        perform mq._invalid('mode', format('"%s" is not a mode.', left(q.mode, 100)), 'Use ''lease''.');
     end if;
-    perform mq._check_timeout(_check_settings.visibility_timeout);
-    if max_attempts not between 1 and 32000 then
-        perform mq._invalid('max_attempts', format('%s is not between 1 and 32000.', max_attempts), 'A message is tried at least once.');
+    perform mq._check_timeout(q.visibility_timeout);
+    if q.max_attempts not between 1 and 32000 then
+        perform mq._invalid('max_attempts', format('%s is not between 1 and 32000.', q.max_attempts), 'A message is tried at least once.');
     end if;
-    if retry_backoff < '0' or retry_backoff > '10 years' then
-        perform mq._invalid('retry_backoff', format('%s is not between 0 and 10 years.', retry_backoff), 'Give an interval, such as ''1 second''.');
+    if q.retry_backoff < '0' or q.retry_backoff > '10 years' then
+        perform mq._invalid('retry_backoff', format('%s is not between 0 and 10 years.', q.retry_backoff), 'Give an interval, such as ''1 second''.');
     end if;
-    if retry_backoff_max < '0' or retry_backoff_max > '10 years' then
-        perform mq._invalid('retry_backoff_max', format('%s is not between 0 and 10 years.', retry_backoff_max), 'Give an interval, such as ''1 hour''.');
+    if q.retry_backoff_max < '0' or q.retry_backoff_max > '10 years' then
+        perform mq._invalid('retry_backoff_max', format('%s is not between 0 and 10 years.', q.retry_backoff_max), 'Give an interval, such as ''1 hour''.');
     end if;
-    if retry_policy not in ('fixed', 'linear', 'exponential', 'list') then
-        perform mq._invalid('retry_policy', format('"%s" is not a policy.', left(retry_policy, 100)), 'Use ''fixed'', ''linear'', ''exponential'' or ''list''.');
+    if q.retry_policy not in ('fixed', 'linear', 'exponential', 'list') then
+        perform mq._invalid('retry_policy', format('"%s" is not a policy.', left(q.retry_policy, 100)), 'Use ''fixed'', ''linear'', ''exponential'' or ''list''.');
     end if;
-    if cardinality(retry_delays) not between 1 and 100 or array_ndims(retry_delays) > 1 or array_position(retry_delays, null) > 0
-        or exists (select from unnest(retry_delays) as x where x < '0' or x > '10 years')
+    if cardinality(q.retry_delays) not between 1 and 100 or array_ndims(q.retry_delays) > 1 or array_position(q.retry_delays, null) > 0
+        or exists (select from unnest(q.retry_delays) as x where x < '0' or x > '10 years')
     then
         perform mq._invalid('retry_delays', 'They are not 1 to 100 intervals between 0 and 10 years.', 'Give a list, such as array[''1 second'', ''1 minute'']::interval[].');
     end if;
-    if retry_jitter not between 0 and 1 then
-        perform mq._invalid('retry_jitter', format('%s is not between 0 and 1.', retry_jitter), 'It is the share of a delay that is taken off at random, at most.');
+    if q.retry_jitter not between 0 and 1 then
+        perform mq._invalid('retry_jitter', format('%s is not between 0 and 1.', q.retry_jitter), 'It is the share of a delay that is taken off at random, at most.');
     end if;
-    if retention > '0' then
+    if q.retention > '0' then
         perform mq._not_yet('retention above 0');
-    elsif retention < '0' then
+    elsif q.retention < '0' then
         perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
     end if;
-    if notify not in ('auto', 'always', 'never') then
-        perform mq._invalid('notify', format('"%s" is not a notify mode.', left(notify, 100)), 'Use ''auto'', ''always'' or ''never''.');
+    if q.notify not in ('auto', 'always', 'never') then
+        perform mq._invalid('notify', format('"%s" is not a notify mode.', left(q.notify, 100)), 'Use ''auto'', ''always'' or ''never''.');
     end if;
-    if segment_age <= '0' or segment_age > '10 years' then
-        perform mq._invalid('segment_age', format('%s is not between 0 and 10 years.', segment_age), 'Give an interval, such as ''1 hour''.');
+    if q.segment_age <= '0' or q.segment_age > '10 years' then
+        perform mq._invalid('segment_age', format('%s is not between 0 and 10 years.', q.segment_age), 'Give an interval, such as ''1 hour''.');
     end if;
-    if segment_bytes < 65536 then
-        perform mq._invalid('segment_bytes', format('%s is less than 65536.', segment_bytes), 'Give a number of bytes, such as 268435456.');
+    if q.segment_bytes < 65536 then
+        perform mq._invalid('segment_bytes', format('%s is less than 65536.', q.segment_bytes), 'Give a number of bytes, such as 268435456.');
     end if;
-end $$;
-
--- Delays are listed where the policy is to go by them, and nowhere else.
-create or replace function mq._check_retry_policy(retry_policy text, retry_delays interval[]) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    if retry_policy = 'list' and retry_delays is null then
+    -- Delays are listed where the policy is to go by them, and nowhere else.
+    if q.retry_policy = 'list' and q.retry_delays is null then
         perform mq._invalid('retry_policy', 'It is "list", and there are no retry_delays.', 'Give retry_delays, too.');
-    elsif retry_policy <> 'list' and retry_delays is not null then
-        perform mq._invalid('retry_delays', format('They are given, and retry_policy is "%s".', retry_policy), 'Give retry_policy => ''list'', too.');
+    elsif q.retry_policy <> 'list' and q.retry_delays is not null then
+        perform mq._invalid('retry_delays', format('They are given, and retry_policy is "%s".', q.retry_policy), 'Give retry_policy => ''list'', too.');
     end if;
 end $$;
 
