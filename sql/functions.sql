@@ -1,6 +1,7 @@
 -- Every function, in an order in which each can be created. mqctl reads this list; psql can run it as it is.
 \ir functions/_internal/errors.sql
 \ir functions/_internal/register.sql
+\ir functions/_internal/lane.sql
 \ir functions/_internal/snapshot.sql
 \ir functions/_internal/queue.sql
 \ir functions/_internal/notify.sql

@@ -22,7 +22,7 @@ begin
     select case when x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and ack.msg_ids is null and ack.result is null
                      and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'
                 then x.queue_id::bigint * 65536
-                     + case when starts_with(ack.receipt, concat(x.queue_id, '.', (x.content >> 16) & 65535, '.')) then (x.content >> 16) & 65535
+                     + case when starts_with(ack.receipt, concat(x.queue_id, '.', (x.content >> 16) & 32767, '.')) then (x.content >> 16) & 32767
                             when starts_with(ack.receipt, concat(x.queue_id, '.', x.content & 65535, '.')) then x.content & 65535 end end
       into v_key
     from (select q.queue_id, q.home, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;

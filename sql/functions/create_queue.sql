@@ -56,12 +56,13 @@ begin
         return;
     end if;
     q.queue_id := nextval(pg_get_serial_sequence('mq.queue', 'queue_id'));
-    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s', q.queue_id);
+    execute format('create sequence mq.msg_id_%1$s; create sequence mq.register_%1$s; create sequence mq.notified_%1$s; create sequence mq.waiting_%1$s; create sequence mq.lanes_%1$s', q.queue_id);
     perform mq._shut('_' || q.queue_id);
     q.paused := false;
     q.created_at := clock_timestamp();
     q.msg_ids := format('mq.msg_id_%s', q.queue_id)::regclass;
     q.register := format('mq.register_%s', q.queue_id)::regclass;
+    q.lanes := format('mq.lanes_%s', q.queue_id)::regclass;
     q.notified := format('mq.notified_%s', q.queue_id)::regclass;
     q.home := mq._home();
     q.append_home := '';

@@ -24,6 +24,7 @@ declare
     q          record;
     v_register bigint;
     v_open     int;
+    v_has_lanes boolean;
     v_slot     int;
     v_count    int;
     v_vt       interval;
@@ -44,13 +45,13 @@ begin
     -- go the general way then, or nobody might open the next block of the oldest while more and more is due.
     select x.queue_id::bigint * 65536 + case when x.chance < 0.25 then x.open else x.head end,
            coalesce(dequeue.visibility_timeout, x.visibility_timeout), x.begun, x.chance, x.content,
-           x.content is not null and x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+           x.content & (1::bigint << 31) = 0 and x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
            and coalesce(dequeue.ack ~ concat('^', x.queue_id, '[.](', x.open, '|', x.head, ')[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'), true),
            not x.begun and not x.paused and (x.head = x.open or x.chance >= 0.015)
            and dequeue.n between 1 and 10000 and coalesce(dequeue.visibility_timeout > '0' and dequeue.visibility_timeout <= '10 years', true)
            and coalesce(dequeue.subscription = 'default', true) and dequeue.wait is null
       into v_key, v_vt, v_begun, v_chance, v_register, v_is_plain, v_is_common
-    from (select y.queue_id, y.visibility_timeout, y.paused, y.home, y.chance, y.content, y.content & 65535 as open, (y.content >> 16) & 65535 as head,
+    from (select y.queue_id, y.visibility_timeout, y.paused, y.home, y.chance, y.content, y.content & 65535 as open, (y.content >> 16) & 32767 as head,
                  pg_current_xact_id_if_assigned() is not null as begun
           from (select z.queue_id, z.visibility_timeout, z.paused, z.home, random() as chance, pg_sequence_last_value(z.register) as content
                 from mq.queue as z where z.name = dequeue.queue offset 0) as y) as x;
@@ -76,7 +77,7 @@ begin
             v_ticket := v_one.receipt;
         end if;
         exit when v_ticket is not null or v_other is not null or (v_is_plain and v_is_common and v_chance < 0.6) is not true;
-        v_other := (v_key >> 16 << 16) + case when v_chance < 0.25 then (v_register >> 16) & 65535 else v_register & 65535 end;
+        v_other := (v_key >> 16 << 16) + case when v_chance < 0.25 then (v_register >> 16) & 32767 else v_register & 65535 end;
         exit when (v_key <> v_other) is not true;
         -- There is something, but in slices of another size: the general way.
         exit when pg_sequence_last_value(to_regclass(format('mq.ticket_%s_%s', v_key >> 16, v_key & 65535)))
@@ -127,7 +128,14 @@ begin
         v_give_up := clock_timestamp() + interval '50 milliseconds';
         if not q.paused then
             v_open := v_register & 65535;
-            if (v_register >> 16) & 65535 <> v_open then
+            v_has_lanes := mq._has_lanes(v_register);
+            if v_has_lanes then
+                return query select * from mq._take_by_priority(q.queue_id, v_open, dequeue.n, v_vt, v_begun, v_give_up);
+                get diagnostics v_count = row_count;
+                if v_count > 0 then
+                    return;
+                end if;
+            elsif (v_register >> 16) & 32767 <> v_open then
                 -- The oldest segment first, but for what is due again, which comes in turn.
                 if v_chance < 0.25 then
                     return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, false, true, $3, $4)'
@@ -151,17 +159,19 @@ begin
                     end if;
                 end loop;
             end if;
-            return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, true, true, $3, $4)'
-                using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_open then v_ticket::bigint end;
-            v_ticket := null;
-            get diagnostics v_count = row_count;
-            if v_count > 0 then
-                return;
+            if not v_has_lanes then
+                return query execute 'select * from mq._take_' || q.queue_id || '_' || v_open || '($5, 1::smallint, 0::smallint, $1, $2, true, true, $3, $4)'
+                    using dequeue.n, v_vt, v_begun, v_give_up, case when v_key = q.queue_id::bigint * 65536 + v_open then v_ticket::bigint end;
+                v_ticket := null;
+                get diagnostics v_count = row_count;
+                if v_count > 0 then
+                    return;
+                end if;
             end if;
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
             -- all dead letters, for which nobody waits.
-            if not v_begun and mq._is_stale(q.queue_id, v_open) and mq._is_lane_free(q.queue_id, v_open) then
+            if not v_begun and mq._is_stale(q.queue_id, v_open) and (v_has_lanes or mq._is_lane_free(q.queue_id, v_open)) then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                     v_count := 0;

@@ -46,7 +46,7 @@ begin
         execute format('drop function %s cascade', v_routine);
     end loop;
     perform mq._create_dispatchers();
-    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s cascade', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s, mq.lanes_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
     -- register gone, they would get PostgreSQL's internal words. Upkeep removes it when nobody can know of it any more.

@@ -190,7 +190,7 @@ begin
                     return next (q.name, 'busy', 'an idle slot is in use')::mq.upkeep;
             end;
             for v_slot in select x from mq._live_slots(q.queue_id) as x loop
-                execute format('select mq._mark_%s_%s(1::smallint, 0::smallint)', q.queue_id, v_slot);
+                execute format('select mq._mark_%s_%s(1::smallint, u.lane) from unnest($1) as u (lane)', q.queue_id, v_slot) using mq._lanes(q.queue_id);
             end loop;
             -- What is open works without the fence, only faster.
             foreach v_table in array array['log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535),

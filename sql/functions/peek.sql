@@ -7,13 +7,13 @@ begin
         perform mq._invalid('n', 'It is negative.', 'Ask for 0 or more.');
     end if;
     return query
-        select m.msg_id, m.state, m.attempt, m.enqueued_at, m.due_at, m.payload, m.headers
+        select m.msg_id, m.state, m.attempt, m.enqueued_at, m.due_at, m.payload, m.headers, m.priority
         from mq._messages(q) as m order by m.msg_id limit peek.n;
 end $$;
 
 comment on function mq.peek(text, int) is
 'Shows messages that are not settled, without leasing them, by msg_id. Reads the whole queue: for people, not for programs.
 queue: its name. n: at most so many, default 10.
-Returns: msg_id, state (ready, deferred, leased), attempt, enqueued_at, due_at (of deferred ones), payload, headers.
+Returns: msg_id, state (ready, deferred, leased), attempt, enqueued_at, due_at (of deferred ones), payload, headers, priority.
 Raises: MQ001 no such queue; 22023 a negative n.
 Role: mq_consumer.';

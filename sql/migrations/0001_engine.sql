@@ -20,6 +20,7 @@ create table mq.queue (
     -- Registers are sequences that are read and set without a transaction: see _internal/register.sql.
     msg_ids            regclass not null,
     register           regclass not null,
+    lanes              regclass not null,
     notified           regclass not null,
     -- Where the stored transaction ids come from (mq._home): in another database or cluster this is a copy.
     home               text not null,
@@ -79,6 +80,7 @@ create table mq.dead_letter (
     history     jsonb not null,
     payload     jsonb not null,
     headers     jsonb,
+    lane        smallint not null default 0,
     constraint dead_letter_pkey primary key (queue_id, msg_id)
 );
 create index dead_letter_died_at on mq.dead_letter (queue_id, died_at, msg_id);
@@ -95,6 +97,7 @@ create table mq.survivor (
     payload      jsonb not null,
     headers      jsonb,
     history      jsonb,
+    lane         smallint not null,
     constraint survivor_pkey primary key (queue_id, token, msg_id)
 );
 comment on table mq.survivor is 'Messages under leases that outlived their segment; few, and settled in place.';
@@ -124,9 +127,10 @@ create unlogged table mq.inbox (
     queue      text,
     payload    jsonb,
     headers    jsonb,
-    deliver_at timestamptz
+    deliver_at timestamptz,
+    priority   int
 ) with (autovacuum_enabled = false);
-comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
+comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at, priority) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
 
 -- A message on its way from one place to the next: taken from a lease, to be delivered again or buried.
 create type mq._taken as (
@@ -137,7 +141,8 @@ create type mq._taken as (
     headers     jsonb,
     history     jsonb,
     outcome     text,
-    due_at      timestamptz
+    due_at      timestamptz,
+    lane        smallint
 );
 
 -- What functions return. Types, because an argument and a result column of one name cannot both be columns of a table.
@@ -146,9 +151,9 @@ create type mq.upkeep as (queue text, action text, detail text);
 create type mq.dead_message as (
     msg_id bigint, enqueued_at timestamptz, died_at timestamptz, attempts int, reason text, history jsonb, payload jsonb, headers jsonb);
 create type mq.peeked_message as (
-    msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb);
+    msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb, priority int);
 create type mq.message_state as (
-    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text);
+    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text, priority int);
 create type mq.queue_statistics as (
     queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
     delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);

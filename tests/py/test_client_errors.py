@@ -104,7 +104,7 @@ def test_all_have_one_root_and_are_exported() -> None:
         (mq.InvalidArgument, lambda c, q: c.enqueue("nul \0 inside", 1)),
         (mq.MalformedReceipt, lambda c, q: c.ack(q, "nonsense")),
         (mq.NotSupported, lambda c, q: c.create_queue("t", mode="transaction")),
-        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, priority=3)),
+        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, dedup_key="k")),
     ],
 )
 def test_bad_input(

@@ -18,7 +18,7 @@ create temp table errors as
                             test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
-        (6, '0A000', $$ select mq.enqueue('errors', '1', priority => 1) $$),
+        (6, '0A000', $$ select mq.enqueue('errors', '1', dedup_key => 'k') $$),
         (7, '22004', $$ select mq.enqueue('errors', null) $$),
         (8, '22023', $$ select * from mq.dequeue('errors', 0) $$),
         (9, '22023', $$ select mq.create_queue('no name') $$),

@@ -93,16 +93,15 @@ begin
     foreach v_set in array array['0', '1'] loop
         v_set := test.queue_id(make_due.queue) || '_' || v_set;
         -- Timers lie ahead of the promoter's cursor, and must stay there.
-        execute replace($x$
+        execute replace(replace($x$
             with p as (
-                select coalesce(max(x.due_at), '2000-01-01') as due_at, coalesce(max(x.due_xid::text::bigint), 0)::text::xid8 as due_xid,
-                       coalesce(max(x.due_id), 0) as due_id
-                from (select * from mq.promotion_{d} order by no desc limit 1) as x),
+                select l.lane, coalesce(x.due_at, '2000-01-01') as due_at, coalesce(x.due_xid, '0') as due_xid, coalesce(x.due_id, 0) as due_id
+                from unnest(mq._lanes({q})) as l (lane) left join mq._promotions('{d}') as x on x.lane = l.lane),
             t as (
                 select x.*, greatest(p.due_at, '2000-01-01') + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved
-                from mq.timer_{d} as x, p where (x.due_at, x.xid, x.msg_id) > (p.due_at, p.due_xid, p.due_id))
+                from mq.timer_{d} as x join p on p.lane = x.lane where (x.due_at, x.xid, x.msg_id) > (p.due_at, p.due_xid, p.due_id))
             update mq.timer_{d} as y set due_at = t.moved from t where t.xid = y.xid and t.msg_id = y.msg_id
-            $x$, '{d}', v_set);
+            $x$, '{d}', v_set), '{q}', split_part(v_set, '_', 1));
         execute replace($x$
             with t as (
                 select x.ctid, '2001-01-01'::timestamptz + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved

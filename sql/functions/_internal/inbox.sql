@@ -15,9 +15,10 @@ begin
         perform mq._null_argument('payload');
     end if;
     for i in
-        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last from arrived as r group by r.queue order by r.queue
+        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes
+        from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.notify, x.notified, x.home into q from mq.queue as x where x.name = i.queue;
+        select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home into q from mq.queue as x where x.name = i.queue;
         if not mq._is_at_home(q.home) then
             perform mq._repair(q.queue_id);
         end if;
@@ -26,12 +27,13 @@ begin
             perform mq._queue_not_found(i.queue);
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
-        execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, payload, headers)'
-            ' select nextval($1), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
+        perform mq._use_lane(q.queue_id, q.register, q.lanes, u.lane) from unnest(i.lanes) as u (lane) where u.lane <> 0;
+        execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers)'
+            ' select nextval($1), mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
             using q.msg_ids, i.queue, v_now;
         if i.last > v_now then
-            execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, payload, headers)'
-                ' select nextval($1), r.deliver_at, r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > $3'
+            execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, lane, payload, headers)'
+                ' select nextval($1), r.deliver_at, mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > $3'
                 using q.msg_ids, i.queue, v_now;
         end if;
         perform mq._notify(q.queue_id, i.queue, q.notify, q.notified);

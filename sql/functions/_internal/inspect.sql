@@ -7,13 +7,13 @@
 -- until a settlement names them or ends it: acked ones are completed, the others gone to where they are now.
 create or replace function mq._fates(queue_id int, slot int)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, settled_at timestamptz,
-               payload jsonb, headers jsonb, history jsonb)
+               payload jsonb, headers jsonb, history jsonb, lane smallint)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on set jit = off as $f$
 begin
     return query execute replace($x$
         with leased as materialized (
-            select m.xid, m.msg_id, m.lane, l.block_no, l.head_slice, l.head_part, l.leased_until
+            select m.xid, m.msg_id, m.lane, l.lane as block_lane, l.block_no, l.head_slice, l.head_part, l.leased_until
             from mq.lease_{t} as l
             join mq.block_{t} as b using (subscription, lane, block_no)
             cross join lateral (
@@ -21,12 +21,12 @@ begin
                 where x.lane = case when l.slice < b.born then -1 - l.lane else l.lane end and (x.xid, x.msg_id) >= (l.first_xid, l.first_id)
                 order by x.lane, x.xid, x.msg_id limit l.n) as m),
         extended as materialized (
-            select s.block_no, s.slice, s.part, (array_agg(s.leased_until order by s.seq desc))[1] as leased_until
-            from mq.settlement_{t} as s where s.leased_until is not null group by s.block_no, s.slice, s.part),
+            select s.lane, s.block_no, s.slice, s.part, (array_agg(s.leased_until order by s.seq desc))[1] as leased_until
+            from mq.settlement_{t} as s where s.leased_until is not null group by s.lane, s.block_no, s.slice, s.part),
         whole as materialized (
-            select s.block_no, s.slice, s.part, s.outcome, s.settled_at from mq.settlement_{t} as s where s.final and s.msg_ids is null),
+            select s.lane, s.block_no, s.slice, s.part, s.outcome, s.settled_at from mq.settlement_{t} as s where s.final and s.msg_ids is null),
         single as materialized (
-            select s.block_no, s.slice, s.part, i as msg_id, s.outcome, s.settled_at
+            select s.lane, s.block_no, s.slice, s.part, i as msg_id, s.outcome, s.settled_at
             from mq.settlement_{t} as s, unnest(s.msg_ids) as r, generate_series(lower(r), upper(r) - 1) as i)
         select g.msg_id,
                case when l.msg_id is null then 'ready'
@@ -34,18 +34,19 @@ begin
                     when coalesce(w.outcome, o.outcome) = 'acked' then 'completed'
                     else 'gone' end,
                g.attempt::int, g.enqueued_at, coalesce(e.leased_until, l.leased_until), coalesce(w.settled_at, o.settled_at),
-               g.payload, g.headers, g.history
+               g.payload, g.headers, g.history, case when g.lane < 0 then -1 - g.lane else g.lane end::smallint
         from mq.log_{t} as g
         left join leased as l on l.lane = g.lane and l.xid = g.xid and l.msg_id = g.msg_id
-        left join extended as e on e.block_no = l.block_no and e.slice = l.head_slice and e.part = l.head_part
-        left join whole as w on w.block_no = l.block_no and w.slice = l.head_slice and w.part = l.head_part
-        left join single as o on o.block_no = l.block_no and o.slice = l.head_slice and o.part = l.head_part and o.msg_id = l.msg_id
+        left join extended as e on e.lane = l.block_lane and e.block_no = l.block_no and e.slice = l.head_slice and e.part = l.head_part
+        left join whole as w on w.lane = l.block_lane and w.block_no = l.block_no and w.slice = l.head_slice and w.part = l.head_part
+        left join single as o on o.lane = l.block_lane and o.block_no = l.block_no and o.slice = l.head_slice and o.part = l.head_part and o.msg_id = l.msg_id
         $x$, '{t}', _fates.queue_id || '_' || _fates.slot);
 end $f$;
 
 -- All messages of a queue that are not settled, wherever they are.
 create or replace function mq._messages(q mq.queue)
-returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb)
+returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb,
+               priority int)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot int;
@@ -54,15 +55,15 @@ begin
         select s.slot from mq.segment as s where s.queue_id = q.queue_id and s.drained_at is null
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
-        return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers
+        return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers, mq._priority_of(u.lane)
                      from mq._fates(q.queue_id, v_slot) as u where u.state in ('ready', 'leased');
     end loop;
     for v_slot in 0 .. 1 loop
         return query execute format(
             'select w.msg_id, case when w.due_at <= clock_timestamp() then ''ready'' else ''deferred'' end, w.attempt, w.enqueued_at, w.due_at, '
-            'null::timestamptz, w.payload, w.headers from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
+            'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane) from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
     end loop;
-    return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers
+    return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers, mq._priority_of(s.lane)
                  from mq.survivor as s where s.queue_id = q.queue_id;
 end $$;
 
@@ -70,6 +71,27 @@ end $$;
 -- ready; what was leased, less what was settled, is leased.
 create or replace function mq._count_slot(queue_id int, slot int, out messages bigint, out leased bigint, out settled bigint,
                                           out delivered bigint, out acked bigint, out oldest timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmapscan = off set enable_sort = off as $f$
+declare
+    v_lane smallint;
+begin
+    execute replace($x$
+        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0), coalesce(s.acked, 0)
+        from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
+             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked from mq.settlement_{t} as x) as s
+        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+        into messages, leased, settled, delivered, acked;
+    if messages <> leased then
+        foreach v_lane in array mq._lanes(_count_slot.queue_id) loop
+            oldest := least(oldest, mq._oldest_ready(_count_slot.queue_id, _count_slot.slot, v_lane));
+        end loop;
+    end if;
+end $f$;
+
+-- When the oldest message that is ready in a lane of a slot was enqueued: the first free slice of the current block, or what
+-- comes after it.
+create or replace function mq._oldest_ready(queue_id int, slot int, lane smallint) returns timestamptz
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmapscan = off set enable_sort = off as $f$
 declare
@@ -83,33 +105,24 @@ declare
     v_lo_xids xid8[];
     v_lo_ids  bigint[];
     v_hi_xids xid8[];
+    v_oldest  timestamptz;
 begin
-    execute replace($x$
-        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0), coalesce(s.acked, 0)
-        from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
-             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked from mq.settlement_{t} as x) as s
-        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
-        into messages, leased, settled, delivered, acked;
-    if messages = leased then
-        return;
-    end if;
-    -- The oldest that is ready: the first free slice of the current block, or what comes after it.
     execute replace($x$
         select y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
         from mq.block_{t} as y
         left join lateral (
-            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, (case when g < y.born then -1 else 0 end)::smallint as lane
+            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, (case when g < y.born then -1 - y.lane else y.lane end)::smallint as lane
             from generate_series(0, cardinality(y.counts) - 1) as g
-            where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.block_no and e.slice = g offset 0)
+            where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = $1 and e.block_no = y.block_no and e.slice = g offset 0)
             limit 1) as f on true
-        where y.subscription = 1 and y.lane = 0 and y.block_no >= mq._current_{t}(1::smallint, 0::smallint)
+        where y.subscription = 1 and y.lane = $1 and y.block_no >= mq._current_{t}(1::smallint, $1)
         order by f.id is null, y.block_no * case when f.id is null then -1 else 1 end limit 1
-        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
-        into v_prev, v_cur, v_at_xid, v_at_id, v_xid, v_id, v_lane;
+        $x$, '{t}', _oldest_ready.queue_id || '_' || _oldest_ready.slot)
+        into v_prev, v_cur, v_at_xid, v_at_id, v_xid, v_id, v_lane using _oldest_ready.lane;
     if v_xid is null then
         select x.lo_xids, x.lo_ids, x.hi_xids into v_lo_xids, v_lo_ids, v_hi_xids
         from mq._ranges(coalesce(v_prev, '1:1:'), coalesce(v_cur, mq._snapshot()), coalesce(v_at_xid, '0'), coalesce(v_at_id, 0)) as x;
-        v_lane := 0;
+        v_lane := _oldest_ready.lane;
     else
         v_lo_xids := array[v_xid];
         v_lo_ids := array[v_id];
@@ -121,15 +134,16 @@ begin
             select l.enqueued_at from mq.log_{t} as l
             where l.lane = $4 and (l.xid, l.msg_id) >= (u.lo_xid, u.lo_id) and l.xid <= u.hi_xid
             order by l.lane, l.xid, l.msg_id limit 1) as m
-        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
-        into oldest using v_lo_xids, v_lo_ids, v_hi_xids, v_lane;
+        $x$, '{t}', _oldest_ready.queue_id || '_' || _oldest_ready.slot)
+        into v_oldest using v_lo_xids, v_lo_ids, v_hi_xids, v_lane;
+    return v_oldest;
 end $f$;
 
 create or replace function mq._count_deferral(queue_id int, generation int, out waiting bigint, out due bigint, out oldest timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
-        select (select count(*) from mq.deferred_{d}) - coalesce((select p.taken from mq.promotion_{d} as p order by p.no desc limit 1), 0)
+        select (select count(*) from mq.deferred_{d}) - (select coalesce(sum(p.taken), 0) from mq._promotions('{d}') as p)
         $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into waiting;
     due := 0;
     if waiting > 0 then
@@ -146,25 +160,25 @@ declare
     m       record;
     v_slot  int;
 begin
-    select d.attempts, d.enqueued_at, d.died_at, d.reason into m
+    select d.attempts, d.enqueued_at, d.died_at, d.reason, mq._priority_of(d.lane) as priority into m
     from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = _message_state.msg_id;
     if found then
-        return ('dead', m.attempts, m.enqueued_at, null, null, m.died_at, m.reason)::mq.message_state;
+        return ('dead', m.attempts, m.enqueued_at, null, null, m.died_at, m.reason, m.priority)::mq.message_state;
     end if;
     select x.* into m from mq._messages(q) as x where x.msg_id = _message_state.msg_id
     order by x.attempt desc limit 1;
     if found then
-        return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null)::mq.message_state;
+        return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null, m.priority)::mq.message_state;
     end if;
     -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
     for v_slot in
         select s.slot from mq.segment as s where s.queue_id = q.queue_id
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
-        select f.attempt, f.enqueued_at, f.settled_at into m
+        select f.attempt, f.enqueued_at, f.settled_at, mq._priority_of(f.lane) as priority into m
         from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_state.msg_id and f.state = 'completed';
         if found then
-            return ('completed', m.attempt, m.enqueued_at, null, null, m.settled_at, null)::mq.message_state;
+            return ('completed', m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority)::mq.message_state;
         end if;
     end loop;
     return null;

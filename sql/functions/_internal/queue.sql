@@ -153,12 +153,11 @@ begin
 end $$;
 
 -- Options of enqueue that come with later versions.
-create or replace function mq._check_options(priority int, ordering_key text, dedup_key text, ttl interval) returns void
+create or replace function mq._check_options(ordering_key text, dedup_key text, ttl interval) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform mq._not_yet(case when priority is not null then 'priority' when ordering_key is not null then 'ordering_key'
-                             when dedup_key is not null then 'dedup_key' else 'ttl' end)
-    where priority is not null or ordering_key is not null or dedup_key is not null or ttl is not null;
+    perform mq._not_yet(case when ordering_key is not null then 'ordering_key' when dedup_key is not null then 'dedup_key' else 'ttl' end)
+    where ordering_key is not null or dedup_key is not null or ttl is not null;
 end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one
@@ -175,7 +174,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-                  and c.relname ~ ('^(register|msg_id|notified|waiting)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(register|msg_id|notified|waiting|lanes)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
                 order by c.relname !~ '^register', c.oid
             loop
                 execute format('alter sequence mq.%I no cycle', v_table);

@@ -2,15 +2,17 @@
 -- age sees the newest value), cost a microsecond, leave no dead versions, and are not undone by a rollback: what is
 -- written there must be true whether or not the writer commits.
 --
--- register_<q> says where messages go and come from. Bits 0-33 are written only under the queue's upkeep lock, the others
+-- register_<q> says where messages go and come from. Bits 0-30, 32 and 33 are written only under the queue's upkeep lock, the others
 -- only with its row locked, or replaced; each writer leaves the bits of the other as they are (_write_register).
 --   bits  0-15  slot of the open segment: producers append there
---   bits 16-31  slot of the oldest segment that may have something to claim
+--   bits 16-30  slot of the oldest segment that may have something to claim
+--   bit  31     there are other lanes than 0 (_internal/lane.sql); once set it stays
 --   bit  32     which of the two deferral sets is open
 --   bit  33     the other deferral set still holds something
 --   bits 34-62  a hash of the queue's home: enqueue may rely on what it knows of the queue; 0: it may not, for the row came,
 --               went, or was moved or named anew since
 -- waiting_<q> is 2 while somebody may wait for a notification, else 1.
+-- lanes_<q> says which lanes were ever used.
 -- notified_<q> is when an unregistered listener was last notified, in half milliseconds, an even number; once somebody
 -- has opened a block since, 101 ms earlier and odd (see _internal/notify.sql).
 
@@ -31,11 +33,11 @@ exception
         null;
 end $$;
 
--- All of it; without home_bits all but those.
+-- All of it but bit 31; without home_bits all but those, too.
 create or replace function mq._set_register(queue_id int, register regclass, open_slot int, head_slot int, generation int, old_alive boolean, home_bits bigint)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform mq._write_register(_set_register.queue_id, _set_register.register, case when home_bits is null then ~(-1::bigint << 34) else -1 end,
+    perform mq._write_register(_set_register.queue_id, _set_register.register, case when home_bits is null then ~(-1::bigint << 34) else -1 end & ~(1::bigint << 31),
                                open_slot::bigint | (head_slot::bigint << 16) | (generation::bigint << 32)
                                | (old_alive::int::bigint << 33) | coalesce(home_bits, 0));
 end $$;
@@ -129,7 +131,7 @@ end $$;
 create or replace function mq._head_besides(value bigint, slot int) returns int
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return case when (value >> 16) & 65535 = slot then value & 65535 else (value >> 16) & 65535 end;
+    return case when (value >> 16) & 32767 = slot then value & 65535 else (value >> 16) & 32767 end;
 end $$;
 
 -- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is

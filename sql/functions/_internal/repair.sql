@@ -51,15 +51,15 @@ begin
                     '{t}', q.queue_id || '_' || v_new);
     foreach v_slot in array a_old loop
         perform mq._fence(format('log_%s_%s', q.queue_id, v_slot));
-        execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
-                       ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.history from mq._fates(%1$s, %3$s) as f'
+        execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history, lane)'
+                       ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.history, f.lane from mq._fates(%1$s, %3$s) as f'
                        ' where f.state in (''ready'', ''leased'') order by f.msg_id', q.queue_id, v_new, v_slot);
         perform mq._add_to_tally(q.queue_id, v_slot);
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || v_slot);
     end loop;
     execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
-                   ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history)'
-                   ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history from gone as g order by g.msg_id', q.queue_id, v_new);
+                   ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history, lane)'
+                   ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id;
     insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
@@ -105,11 +105,11 @@ language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off
 begin
     execute replace(replace(replace($x$
         alter table mq.deferred_{b} disable trigger sealed;
-        insert into mq.deferred_{b} (xid, msg_id, due_at, enqueued_at, attempt, payload, headers, history)
-        select {xid}, x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history
+        insert into mq.deferred_{b} (xid, msg_id, due_at, enqueued_at, attempt, payload, headers, history, lane)
+        select {xid}, x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, x.lane
         from mq.deferred_{a} as x
         left join mq.timer_{a} as t on t.xid = x.xid and t.msg_id = x.msg_id
-        left join (select * from mq.promotion_{a} order by no desc limit 1) as p on true
+        left join (select distinct on (y.lane) y.* from mq.promotion_{a} as y order by y.lane, y.no desc) as p on p.lane = x.lane
         where t.msg_id is null or p.no is null or (t.due_at, t.xid, t.msg_id) > (p.due_at, p.due_xid, p.due_id)
            or x.xid = '0';
         truncate mq.deferred_{a}, mq.timer_{a}, mq.promotion_{a};
@@ -123,17 +123,21 @@ create or replace function mq._ran_backwards(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot int;
+    v_lane smallint;
     v_prev pg_snapshot;
 begin
-    for v_slot in select x from mq._live_slots(_ran_backwards.queue_id) as x loop
-        execute replace('select b.prev from mq.block_{t} as b where b.subscription = 1 and b.lane = 0'
-                        ' order by b.subscription desc, b.lane desc, b.block_no desc limit 1', '{t}', _ran_backwards.queue_id || '_' || v_slot) into v_prev;
+    for v_slot, v_lane in
+        select x, u.lane from mq._live_slots(_ran_backwards.queue_id) as x cross join unnest(mq._lanes(_ran_backwards.queue_id)) as u (lane)
+    loop
+        execute replace('select b.prev from mq.block_{t} as b where b.subscription = 1 and b.lane = $1'
+                        ' order by b.subscription desc, b.lane desc, b.block_no desc limit 1', '{t}', _ran_backwards.queue_id || '_' || v_slot)
+            into v_prev using v_lane;
         if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
             return true;
         end if;
     end loop;
     for v_slot in 0 .. 1 loop
-        execute format('select p.prev from mq.promotion_%s_%s as p order by p.no desc limit 1', _ran_backwards.queue_id, v_slot) into v_prev;
+        execute format('select p.prev from mq.promotion_%s_%s as p where p.lane = 0 order by p.lane desc, p.no desc limit 1', _ran_backwards.queue_id, v_slot) into v_prev;
         if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
             return true;
         end if;

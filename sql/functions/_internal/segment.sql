@@ -36,7 +36,7 @@ begin
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
         return null;
     end if;
-    select min(x) into v_slot from generate_series(1, 65535) as x
+    select min(x) into v_slot from generate_series(1, 32767) as x
     where not exists (select from mq.slot as s where s.queue_id = _make_slot.queue_id and s.slot = x);
     perform mq._create_slot(_make_slot.queue_id, v_slot);
     if not mq._is_stale_snapshot() then
@@ -68,7 +68,7 @@ begin
     update mq.segment as s set closed_at = clock_timestamp()
     where s.queue_id = _rotate.queue_id and s.slot <> v_slot and s.closed_at is null;
     update mq.slot as s set freed_at = null, made_by = pg_current_xact_id() where s.queue_id = _rotate.queue_id and s.slot = v_slot;
-    perform mq._write_register(q.queue_id, q.register, 4294967295, (mq._head_besides(v_value, v_slot)::bigint << 16) | v_slot);
+    perform mq._write_register(q.queue_id, q.register, 2147483647, (mq._head_besides(v_value, v_slot)::bigint << 16) | v_slot);
     return true;
 end $$;
 
@@ -96,24 +96,24 @@ begin
     update mq.segment as s set sealed_at = clock_timestamp() where s.queue_id = _seal.queue_id and s.slot = _seal.slot;
 end $$;
 
--- Nothing left to claim: sealed, so that the window cannot grow; the cursor at its end; every slice of the current block,
--- and of one that was opened ahead, leased. It stays so once this transaction has committed; were it rolled back, the fence would be gone, too.
+-- Nothing left to claim in any lane: sealed, so that the window cannot grow; the cursor at its end; every slice of the current
+-- block, and of one that was opened ahead, leased. It stays so once this transaction has committed; were it rolled back, the fence would be gone, too.
 create or replace function mq._is_exhausted(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_done boolean;
 begin
     execute replace($x$
-        select not coalesce(mq._look_{t}(0::smallint, b.prev, b.cur), true)
+        select bool_and(not coalesce(mq._look_{t}(u.lane, b.prev, b.cur), true)
            and not exists (
                 select from mq.block_{t} as x
-                where x.subscription = 1 and x.lane = 0 and x.block_no >= mq._current_{t}(1::smallint, 0::smallint)
+                where x.subscription = 1 and x.lane = u.lane and x.block_no >= mq._current_{t}(1::smallint, u.lane)
                   and cardinality(x.counts) > (select count(*) from mq.lease_{t} as l
-                        where l.subscription = 1 and l.lane = 0 and l.block_no = x.block_no and l.rest = 0))
-        from (select 1) as one
-        left join lateral (select * from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
+                        where l.subscription = 1 and l.lane = u.lane and l.block_no = x.block_no and l.rest = 0)))
+        from unnest($1) as u (lane)
+        left join lateral (select * from mq.block_{t} as x where x.subscription = 1 and x.lane = u.lane
                            order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b on true
-        $x$, '{t}', _is_exhausted.queue_id || '_' || _is_exhausted.slot) into v_done;
+        $x$, '{t}', _is_exhausted.queue_id || '_' || _is_exhausted.slot) into v_done using mq._lanes(_is_exhausted.queue_id);
     return v_done;
 end $$;
 
@@ -125,11 +125,12 @@ declare
 begin
     execute replace($x$
         select not exists (
-            select from (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
-                         order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
+            select from unnest($1) as u (lane)
+            cross join lateral (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = u.lane
+                                order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
             cross join lateral (select unnest(b.laggards) as no union all select generate_series(b.low_block, b.block_no)) as y
-            where not mq._is_settled_{t}(1::smallint, 0::smallint, y.no))
-        $x$, '{t}', _is_drained.queue_id || '_' || _is_drained.slot) into v_done;
+            where not mq._is_settled_{t}(1::smallint, u.lane, y.no))
+        $x$, '{t}', _is_drained.queue_id || '_' || _is_drained.slot) into v_done using mq._lanes(_is_drained.queue_id);
     return v_done;
 end $$;
 
@@ -140,21 +141,22 @@ declare
     v_count int;
 begin
     execute replace($x$
-        insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, history)
-        select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history
+        insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, history, lane)
+        select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history, m.lane
         from (
-            select x.block_no, x.slice, x.part, x.token
-            from (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = 0
-                  order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
+            select x.lane, x.block_no, x.slice, x.part, x.token
+            from unnest($2) as u (lane)
+            cross join lateral (select x.block_no, x.low_block, x.laggards from mq.block_{t} as x where x.subscription = 1 and x.lane = u.lane
+                                order by x.subscription desc, x.lane desc, x.block_no desc limit 1) as b
             cross join lateral (select unnest(b.laggards) as no union all select generate_series(b.low_block, b.block_no)) as y
-            cross join lateral (select * from mq.lease_{t} as e where e.subscription = 1 and e.lane = 0 and e.block_no = y.no) as x
+            cross join lateral (select * from mq.lease_{t} as e where e.subscription = 1 and e.lane = u.lane and e.block_no = y.no) as x
             where x.slice = x.head_slice and x.part = x.head_part
-              and not exists (select from mq.settlement_{t} as s where s.subscription = 1 and s.lane = 0 and s.block_no = x.block_no
+              and not exists (select from mq.settlement_{t} as s where s.subscription = 1 and s.lane = x.lane and s.block_no = x.block_no
                                 and s.slice = x.slice and s.part = x.part and s.final)
             limit 1000) as l
         -- The deadline that holds when it is settled: an extend may be granted until then.
-        cross join lateral mq._settle_{t}(1::smallint, 0::smallint, l.block_no, l.slice, l.part, l.token, 'moved', null) as m
-        $x$, '{t}', _move_survivors.queue_id || '_' || _move_survivors.slot) using _move_survivors.queue_id;
+        cross join lateral mq._settle_{t}(1::smallint, l.lane, l.block_no, l.slice, l.part, l.token, 'moved', null) as m
+        $x$, '{t}', _move_survivors.queue_id || '_' || _move_survivors.slot) using _move_survivors.queue_id, mq._lanes(_move_survivors.queue_id);
     get diagnostics v_count = row_count;
     return v_count;
 end $$;
@@ -254,7 +256,7 @@ begin
     where s.queue_id = _advance_head.queue_id and (s.exhausted_at is null or s.exhausted_at >= now()) and s.slot <> v_value & 65535
     order by s.segment limit 1;
     v_head := coalesce(v_head, (v_value & 65535)::int);
-    if v_head <> (v_value >> 16) & 65535 then
-        perform mq._write_register(_advance_head.queue_id, _advance_head.register, 65535::bigint << 16, v_head::bigint << 16);
+    if v_head <> (v_value >> 16) & 32767 then
+        perform mq._write_register(_advance_head.queue_id, _advance_head.register, 32767::bigint << 16, v_head::bigint << 16);
     end if;
 end $$;

@@ -41,7 +41,7 @@ begin
             where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token
               and (_settle_survivors.msg_ids is null or s.msg_id = any (_settle_survivors.msg_ids))
             returning s.msg_id)
-        select array_agg((g.msg_id, null, null, null, null, null, 'acked', null)::mq._taken) into v_taken from gone as g;
+        select array_agg((g.msg_id, null, null, null, null, null, 'acked', null, null)::mq._taken) into v_taken from gone as g;
         if v_taken is not null then
             insert into mq.tally (queue_id, delivered, settled) values (_settle_survivors.queue_id, 0, cardinality(v_taken));
         end if;
@@ -59,7 +59,7 @@ begin
         delete from mq.survivor as s
         where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token and s.msg_id = any (v_ids)
         returning s.*)
-    select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle_survivors.outcome, null)::mq._taken)
+    select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle_survivors.outcome, null, g.lane)::mq._taken)
       into v_taken from gone as g;
     return v_taken;
 end $$;
@@ -93,7 +93,7 @@ declare
     v_count int;
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    if r.subscription = 1 and r.lane = 0 and mq._has_slot(_ack.queue_id, r.slot) then
+    if r.subscription = 1 and mq._has_slot(_ack.queue_id, r.slot) then
         execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
         if v_count is not null then
             return v_count;
@@ -116,14 +116,14 @@ begin
                    'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
         from unnest(_take_back.taken) as x),
     dead as (
-        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers)
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
         select _take_back.queue_id, t.msg_id, t.enqueued_at, t.attempt,
                coalesce(_take_back.reason, case when _take_back.bury then 'rejected' when t.outcome = 'expired' then 'lease expired' else 'out of attempts' end),
-               t.longer, t.payload, t.headers
+               t.longer, t.payload, t.headers, t.lane
         from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
-                      case when t.hole then t.history else t.longer end, null, null)::mq._taken)
+                      case when t.hole then t.history else t.longer end, null, null, t.lane)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
     return coalesce(v_again, '{}'::mq._taken[]);

@@ -71,15 +71,18 @@ create or replace function mq._sweep_slots(queue_id int, max_attempts int, most 
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot   int;
+    v_lane   smallint;
     v_token  bigint;
     v_taken  mq._taken[];
     v_all    mq._taken[] := '{}'::mq._taken[];
     v_leases int := 0;
 begin
-    for v_slot in select x from mq._live_slots(_sweep_slots.queue_id) as x loop
+    for v_slot, v_lane in
+        select x, u.lane from mq._live_slots(_sweep_slots.queue_id) as x cross join unnest(mq._lanes(_sweep_slots.queue_id)) as u (lane)
+    loop
         begin
-            execute 'select array_agg(x) from mq._sweep_' || _sweep_slots.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, $1) as x'
-                into v_taken using _sweep_slots.most - cardinality(v_all);
+            execute 'select array_agg(x) from mq._sweep_' || _sweep_slots.queue_id || '_' || v_slot || '(1::smallint, $1, $2) as x'
+                into v_taken using v_lane, _sweep_slots.most - cardinality(v_all);
         exception
             when lock_not_available then
                 v_taken := null;        -- it is being emptied, or purged: another time
@@ -107,12 +110,16 @@ create or replace function mq._is_stale(queue_id int, open_slot int) returns boo
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
+    v_lane  smallint;
     v_stale boolean;
 begin
-    for v_slot in select x from mq._live_slots(_is_stale.queue_id) as x loop
-        execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint, 4096))'
+    for v_slot, v_lane in
+        select x, u.lane from mq._live_slots(_is_stale.queue_id) as x cross join unnest(mq._lanes(_is_stale.queue_id)) as u (lane)
+    loop
+        execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, $1, 4096))'
             || case when v_slot <> _is_stale.open_slot
-                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, 0::smallint) is not null' else '' end into v_stale;
+                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, $1) is not null' else '' end
+            into v_stale using v_lane;
         if v_stale then
             return true;
         end if;

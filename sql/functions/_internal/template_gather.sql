@@ -49,7 +49,7 @@ begin
                 order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
                 continue when l.rest = 0;
             end if;
-            continue when not b.is_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed}) & 2147483647)::int);
+            continue when not b.is_own and not pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int);
             select x.part, x.rest, x.rest_xid, x.rest_id into l from mq.lease_{t} as x
             where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and x.slice = g
             order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;

@@ -72,7 +72,7 @@ begin
             insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
             select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
             from (select * from unnest(p_given) union all
-                  select * from mq._promote_{q}(case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)) as m;
+                  select * from mq._promote_{q}(p_lane, case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)) as m;
             get diagnostics v_rows = row_count;
             if v_rows > 0 then
                 select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
@@ -141,7 +141,8 @@ begin
         v_low := v_low + 1;
     end loop;
 
-    v_first := greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end);
+    -- Only lane 0 has tickets. Of the others the newest block is always the current one.
+    v_first := case when p_lane = 0 then greatest(coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, case when p_ahead then b.first_ticket + cardinality(b.counts) end) else 0 end;
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
                               first_xids, first_ids, counts, low_block, laggards)
     values (p_sub, p_lane, v_no, pg_current_xact_id(), v_prev, v_cur, v_xid, v_id,
@@ -149,7 +150,7 @@ begin
             a_xids, a_ids, a_counts, v_low, v_laggards);
     -- The hint for _claim_0: not where many slices are short, which are given out together.
     perform setval('mq.last_ticket_{t}', (v_first + cardinality(a_counts) - 1) << 14
-                   | case when 4 * (select sum(x) from unnest(a_counts) as x) > 3 * (cardinality(a_counts) - 1) * p_n then p_n else 0 end);
+                   | case when 4 * (select sum(x) from unnest(a_counts) as x) > 3 * (cardinality(a_counts) - 1) * p_n then p_n else 0 end) where p_lane = 0;
     perform mq._answered('mq.notified_{q}');
     return true;
 end $$;
@@ -160,7 +161,7 @@ language plpgsql as $$
 declare
     c_class constant int := {class};
     b       record;
-    v_due   boolean := p_due and mq._is_due_{q}();      -- null: perhaps; then a few arrivals are sorted on the way
+    v_due   boolean := p_due and mq._is_due_{q}(p_lane);      -- null: perhaps; then a few arrivals are sorted on the way
 begin
     select y.block_no, y.prev, y.cur, y.first_ticket into b from mq.block_{t} as y where y.subscription = p_sub and y.lane = p_lane
     order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
@@ -176,7 +177,7 @@ begin
             if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
                 raise exception using errcode = 'MQ000';
             end if;
-            v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+            v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
             if mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, true) then
                 return;
             end if;
@@ -233,7 +234,7 @@ begin
     insert into mq.block_{t} (subscription, lane, block_no, xid, prev, cur, next_xid, next_id, first_ticket, size, born,
                               first_xids, first_ids, counts, low_block, laggards)
     values (p_sub, p_lane, b.block_no + 1, pg_current_xact_id(), b.prev, b.cur, b.next_xid, b.next_id,
-            coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1, 1, 0, '{}', '{}', '{}', v_low, v_laggards);
+            case when p_lane = 0 then coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) + 1 else 0 end, 1, 0, '{}', '{}', '{}', v_low, v_laggards);
 end $$;
 
 -- Cuts ranges of the log into up to p_want slices of p_n messages, and says where to go on if there is more.

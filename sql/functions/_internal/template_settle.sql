@@ -29,7 +29,7 @@ declare
 begin
     insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
     select x.subscription, x.lane, x.block_no, x.slice, x.part, 1, true, 'acked', x.total from mq.lease_{t} as x
-    where x.subscription = 1 and x.lane = 0 and x.block_no = p[5]::bigint and x.slice = p[6]::int and x.part = p[7]::int
+    where x.subscription = 1 and x.lane = p[4]::smallint and x.block_no = p[5]::bigint and x.slice = p[6]::int and x.part = p[7]::int
       and x.head_slice = x.slice and x.head_part = x.part and x.token::text = p[9]
     on conflict do nothing returning n into v_count;
     return v_count;
@@ -40,7 +40,7 @@ create or replace function mq._leased_{t}(p_sub smallint, p_lane smallint, p_blo
 language plpgsql as $$
 begin
     return query
-        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, null::timestamptz
+        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, null::timestamptz, p_lane
         from mq.block_{t} as b
         cross join lateral (
             select * from mq.lease_{t} as x
@@ -105,7 +105,7 @@ begin
     end loop;
     return query
         select x.msg_id, x.enqueued_at, x.attempt, case when p_outcome <> 'acked' then x.payload end,
-               case when p_outcome <> 'acked' then x.headers end, x.history, p_outcome, coalesce(s.leased_until, v_until)
+               case when p_outcome <> 'acked' then x.headers end, x.history, p_outcome, coalesce(s.leased_until, v_until), p_lane
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 

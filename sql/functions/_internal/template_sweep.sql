@@ -73,8 +73,8 @@ begin
         for g in 0 .. cardinality(h.counts) - 1 loop
             continue when exists (select from mq.lease_{t} as e where e.subscription = p_sub and e.lane = p_lane
                                     and e.block_no = h.block_no and e.slice = g and e.rest = 0);
-            if pg_try_advisory_lock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
-                and pg_advisory_unlock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed}) & 2147483647)::int)
+            if pg_try_advisory_lock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int)
+                and pg_advisory_unlock(c_class, (hashint8extended(h.block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int)
             then
                 return h.block_no;
             end if;
@@ -139,7 +139,7 @@ begin
                           where e.subscription = p_sub and e.lane = p_lane and e.block_no = x.block_no and e.slice = s and e.rest = 0 offset 0)
     loop
         exit when v_sum >= p_limit or v_bytes >= 67108864;
-        continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed}) & 2147483647)::int);
+        continue when not pg_try_advisory_xact_lock(c_class, (hashint8extended(h.block_no * 65536 + h.slice, {seed} + p_lane) & 2147483647)::int);
         -- With the slice locked, look again with a newer snapshot; then lease the rest of it to nobody.
         v_token := {token};
         insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,

@@ -61,7 +61,7 @@ begin
                 into r from drawn as d left join claim as c on true{messages};
                 if r.opens then
                     -- What is fresh comes from the oldest segment, what is due is born into the open one.
-                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, (pg_sequence_last_value('mq.register_{q}') >> 16) & 65535 = {k},
+                    perform mq._open_ahead_{t}(1::smallint, 0::smallint, {n}, (pg_sequence_last_value('mq.register_{q}') >> 16) & 32767 = {k},
                         pg_sequence_last_value('mq.register_{q}') & 65535 = {k});
                 end if;
                 return r.taken;
@@ -139,7 +139,7 @@ begin
 
         -- The slices of a block of our own need no locks: nobody else can see it.
         v_own := b.xid is not distinct from pg_current_xact_id_if_assigned();
-        while b.size <= p_n
+        while p_lane = 0 and b.size <= p_n
             and (v_ticket is not null or coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) between b.first_ticket - 1 and b.first_ticket + b.slices - 2)
         loop
             v_ticket := coalesce(v_ticket, nextval('mq.ticket_{t}'));
@@ -155,7 +155,7 @@ begin
                 continue when (p_had or v_vain) and not v_own and exists (
                     select from mq.lease_{t} as x
                     where x.subscription = p_sub and x.lane = p_lane and x.block_no = b.block_no and x.slice = g and x.rest = 0);
-                continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed}) & 2147483647)::int));
+                continue when not (v_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int));
                 if p_had and not v_own then
                     perform mq._count_claim();
                 end if;
@@ -208,8 +208,8 @@ begin
             end if;
             v_vain := true;
         end loop;
-        -- Slices that are bigger than n, in order: each is a cursor of its own.
-        if b.size > p_n then
+        -- Slices that are bigger than n, in order: each is a cursor of its own. And those of other lanes, which have no tickets.
+        if b.size > p_n or p_lane <> 0 then
             return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
             get diagnostics v_count = row_count;
             if v_count > 0 then
@@ -225,7 +225,7 @@ begin
 
         -- Look before locking: a lock taken for nothing would stay to the end of the transaction.
         v_ready := case when p_fresh then mq._look_{t}(p_lane, b.prev, b.cur) else false end;
-        v_due := p_due and (v_ready or mq._is_due_{q}());       -- where there is something in any case, only the opener asks
+        v_due := p_due and (v_ready or mq._is_due_{q}(p_lane));       -- where there is something in any case, only the opener asks
         if v_ready is null then
             -- Not waited for: who repairs it needs the tables that this call has used.
             if pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -3)) then
@@ -248,8 +248,8 @@ begin
                 v_mine := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
                 -- What is due can be had only by who may promote.
-                v_due := v_mine and coalesce(v_due, true) and coalesce(mq._is_due_{q}(), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
-                v_ready := v_mine and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(), true));
+                v_due := v_mine and coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+                v_ready := v_mine and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(p_lane), true));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
                 if v_ready then

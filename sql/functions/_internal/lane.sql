@@ -1,0 +1,76 @@
+-- Lanes: a queue's strands, each with cursors of its own, in the tables of its segments. Lane 0 has what was enqueued without
+-- options; lane 10 + p what has priority p, unless that is 4, which is that of lane 0. Messages that are born in a block are
+-- in the log as lane -1 - lane of that block, where no window reads them.
+--
+-- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0; bit 31 of register_<q> says that there
+-- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
+-- back: what had committed before a dequeue began, that dequeue looks for.
+create or replace function mq._lane_of(priority int) returns smallint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if _lane_of.priority not between 0 and 9 then
+        perform mq._invalid('priority', format('%s is not between 0 and 9.', _lane_of.priority), '9 is delivered first; 4 is the default.');
+    end if;
+    return case when coalesce(_lane_of.priority, 4) = 4 then 0 else 10 + _lane_of.priority end;
+end $$;
+
+create or replace function mq._priority_of(lane smallint) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return case lane when 0 then 4 else lane - 10 end;
+end $$;
+
+-- Those in use, the highest priority first.
+create or replace function mq._lanes(queue_id int) returns smallint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_used bigint := pg_sequence_last_value(to_regclass('mq.lanes_' || _lanes.queue_id));
+begin
+    if v_used is null then
+        return '{0}';
+    end if;
+    return array(select case p when 4 then 0 else 10 + p end from generate_series(9, 0, -1) as p where p = 4 or v_used & (1::bigint << p) <> 0);
+end $$;
+
+-- Before anything is written to a lane. The lane before the bit that says to look for lanes.
+create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_bit constant bigint := case when lane >= 10 then 1::bigint << (lane - 10) end;
+begin
+    if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bit = 0 then
+        perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bit);
+    end if;
+    if v_bit is not null and not mq._has_lanes(pg_sequence_last_value(_use_lane.register)) then
+        perform mq._write_register(_use_lane.queue_id, _use_lane.register, 0, 1::bigint << 31);
+    end if;
+end $$;
+
+create or replace function mq._has_lanes(register bigint) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return _has_lanes.register & (1::bigint << 31) <> 0;
+end $$;
+
+-- Leases up to n messages of the highest priority that has something: nothing lower is looked at before a look at what is
+-- higher, newer than the call, found nothing. Within a priority the oldest segment first.
+create or replace function mq._take_by_priority(queue_id int, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
+returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_lane smallint;
+    v_slot int;
+    a_slots constant int[] := array(
+        select s.slot from mq.segment as s
+        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
+        order by s.queue_id, s.segment) || _take_by_priority.open_slot;
+begin
+    foreach v_lane in array mq._lanes(_take_by_priority.queue_id) loop
+        foreach v_slot in array a_slots loop
+            return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
+                using v_lane, _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
+            if found then
+                return;
+            end if;
+        end loop;
+    end loop;
+end $$;
