@@ -11,7 +11,8 @@ create or replace function mq.alter_queue(
     segment_bytes bigint default null,
     retry_policy text default null,
     retry_delays interval[] default null,
-    retry_jitter float8 default null
+    retry_jitter float8 default null,
+    priority_ageing interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -34,6 +35,7 @@ begin
     -- Another policy than list forgets its delays.
     q.retry_delays := coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then q.retry_delays end);
     q.retry_jitter := coalesce(alter_queue.retry_jitter, q.retry_jitter);
+    q.priority_ageing := nullif(coalesce(alter_queue.priority_ageing, q.priority_ageing), '0');
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
     q.segment_age := coalesce(alter_queue.segment_age, q.segment_age);
@@ -48,6 +50,7 @@ begin
         retry_policy = q.retry_policy,
         retry_delays = q.retry_delays,
         retry_jitter = q.retry_jitter,
+        priority_ageing = q.priority_ageing,
         retention = q.retention,
         notify = q.notify,
         segment_age = q.segment_age,
@@ -61,8 +64,8 @@ begin
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8) is
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline.
-queue, and the settings of create_queue.
+queue, and the settings of create_queue; of priority_ageing 0 is none.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify any queue; 0A000 a setting of a later version, or notify outside READ COMMITTED.
 Role: mq_admin.';

@@ -12,7 +12,8 @@ create or replace function mq.create_queue(
     if_not_exists boolean default false,
     retry_policy text default 'exponential',
     retry_delays interval[] default null,
-    retry_jitter float8 default 0.5
+    retry_jitter float8 default 0.5,
+    priority_ageing interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -35,6 +36,7 @@ begin
     q.retry_policy := create_queue.retry_policy;
     q.retry_delays := create_queue.retry_delays;
     q.retry_jitter := create_queue.retry_jitter;
+    q.priority_ageing := nullif(create_queue.priority_ageing, '0');
     q.retention := create_queue.retention;
     q.notify := create_queue.notify;
     q.segment_age := create_queue.segment_age;
@@ -81,7 +83,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease''.
@@ -91,6 +93,7 @@ retry_policy: how long a message that failed waits: ''fixed'' (retry_backoff eac
 retry_backoff, retry_backoff_max: that wait after the first attempt, and the most it may become; defaults 1 second, 1 hour.
 retry_delays: with ''list'', the wait after each attempt, the last one from then on.
 retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as chance says; default 0.5.
+priority_ageing: by how much the oldest message of a priority must wait to be one priority higher, so that nothing starves; default null: never.
 retention: 0.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.

@@ -92,7 +92,7 @@ begin
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
     -- The register is null once the queue was dropped.
-    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, pg_sequence_last_value(x.register) as content
+    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, x.priority_ageing, pg_sequence_last_value(x.register) as content
     into q from mq.queue as x where x.name = dequeue.queue;
     v_register := q.content;
     if not mq._is_at_home(q.home) then
@@ -130,7 +130,7 @@ begin
             v_open := v_register & 65535;
             v_has_lanes := mq._has_lanes(v_register);
             if v_has_lanes then
-                return query select * from mq._take_by_priority(q.queue_id, v_open, dequeue.n, v_vt, v_begun, v_give_up);
+                return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, v_open, dequeue.n, v_vt, v_begun, v_give_up);
                 get diagnostics v_count = row_count;
                 if v_count > 0 then
                     return;

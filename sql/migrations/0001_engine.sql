@@ -11,6 +11,7 @@ create table mq.queue (
     retry_policy       text not null default 'exponential',
     retry_delays       interval[],
     retry_jitter       float8 not null default 0.5,
+    priority_ageing    interval,
     retention          interval not null,
     notify             text not null,
     segment_age        interval not null,

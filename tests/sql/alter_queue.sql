@@ -14,7 +14,7 @@ select lives_ok(
     'all can be changed');
 select is(pg_temp.settings(), '{"mode": "lease", "visibility_timeout": "00:01:00", "max_attempts": 2, "retry_backoff": "00:00:03",
     "retry_backoff_max": "00:04:00", "retention": "00:00:00", "notify": "always", "segment_age": "05:00:00", "segment_bytes": 1000000,
-    "retry_policy": "list", "retry_delays": ["00:00:01"], "retry_jitter": 0.25}'::jsonb,
+    "retry_policy": "list", "retry_delays": ["00:00:01"], "retry_jitter": 0.25, "priority_ageing": null}'::jsonb,
     'and they are');
 
 select throws_ok($$ select mq.alter_queue('alter_queue.none') $$, 'MQ001', null, 'an unknown queue is an error');

@@ -1,4 +1,4 @@
-select plan(27);
+select plan(37);
 
 -- The highest priority first; within it the oldest.
 select test.forget('priority');
@@ -63,6 +63,37 @@ select is(pg_temp.next(10), 'later, but high', 'the most important of them comes
 select is(pg_temp.next(10), 'later, and plain', 'then the plain one');
 select is(pg_temp.next(10), 'later', 'then the least');
 
+-- With ageing nothing starves.
+select mq.purge_queue('priority') \g /dev/null
+select mq.alter_queue('priority', priority_ageing => '1 minute');
+create function pg_temp.age(message text, by interval) returns void language plpgsql as $$
+begin
+    execute format('update mq.log_%s_1 set enqueued_at = clock_timestamp() - $2 where payload = to_jsonb($1)', test.queue_id('priority')) using message, by;
+end $$;
+select mq.enqueue('priority', '"least"', priority => 0), mq.enqueue('priority', '"less"', priority => 3), mq.enqueue('priority', '"most"', priority => 9) \g /dev/null
+select pg_temp.age('least', '8 minutes');
+select is(pg_temp.next(), 'most', '8 minutes make 8 of 0, and 9 is more');
+select mq.enqueue('priority', '"most again"', priority => 9) \g /dev/null
+select pg_temp.age('least', '9 minutes 1 second');
+select pg_temp.age('less', '6 minutes');
+select is(pg_temp.next(), 'least', 'after nine times the least is before what is new');
+select pg_temp.age('most again', '1 second');
+select is(pg_temp.next(), 'most again', 'what waited for longer goes first');
+select is(pg_temp.next(), 'less', 'each by the age of its own oldest one');
+select mq.enqueue('priority', '"rare"', priority => 0, delay => '1 hour') \g /dev/null
+select pg_temp.next() \g /dev/null
+select test.make_due('priority');
+select count(*) from mq.maintain('priority') \g /dev/null
+select mq.enqueue('priority', '"new"', priority => 9) \g /dev/null
+select is(pg_temp.next(), 'rare', 'what was deferred grows older from when it is due');
+select mq.alter_queue('priority', priority_ageing => '0');
+select is((select settings ->> 'priority_ageing' from mq.queues() where name = 'priority'), null, '0 ends it');
+select mq.enqueue('priority', '"old"', priority => 0) \g /dev/null
+select pg_temp.age('old', '1 day');
+select is(pg_temp.next(), 'new', 'then the highest priority is always first');
+select is(pg_temp.next(), 'old', 'and the least the last');
+select throws_ok($$ select mq.alter_queue('priority', priority_ageing => '-1 s') $$, '22023', null, 'ageing takes time');
+select throws_ok($$ select mq.enqueue('priority', '1', priority => -1) $$, '22023', null, 'there is no negative priority');
 select throws_ok($$ select mq.enqueue('priority', '1', priority => 10) $$, '22023', null, 'there are priorities 0 to 9');
 
 select * from finish();

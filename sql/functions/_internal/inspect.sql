@@ -139,6 +139,28 @@ begin
     return v_oldest;
 end $f$;
 
+-- Since when the first message of a lane that has a timer is due; null: none is.
+create or replace function mq._oldest_due(queue_id int, lane smallint) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_due    timestamptz;
+    v_oldest timestamptz;
+begin
+    for v_generation in 0 .. 1 loop
+        execute replace($x$
+            select t.due_at
+            from (select 1) as one
+            left join mq._promotions('{d}') as c on c.lane = $1
+            cross join lateral (
+                select x.due_at from mq.timer_{d} as x
+                where x.lane = $1 and (x.due_at, x.xid, x.msg_id) > (coalesce(c.due_at, '-infinity'), coalesce(c.due_xid, '0'), coalesce(c.due_id, 0))
+                order by x.lane, x.due_at, x.xid, x.msg_id limit 1) as t
+            $x$, '{d}', _oldest_due.queue_id || '_' || v_generation) into v_due using _oldest_due.lane;
+        v_oldest := least(v_oldest, v_due);
+    end loop;
+    return case when v_oldest <= clock_timestamp() then v_oldest end;
+end $f$;
+
 create or replace function mq._count_deferral(queue_id int, generation int, out waiting bigint, out due bigint, out oldest timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin

@@ -52,9 +52,31 @@ begin
     return _has_lanes.register & (1::bigint << 31) <> 0;
 end $$;
 
--- Leases up to n messages of the highest priority that has something: nothing lower is looked at before a look at what is
--- higher, newer than the call, found nothing. Within a priority the oldest segment first.
-create or replace function mq._take_by_priority(queue_id int, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
+-- The lanes in the order in which they have their turn: by priority, and with ageing each by that of its oldest message, one
+-- more for each time that passed since it was enqueued (or, if it is deferred, became due).
+create or replace function mq._lanes_in_turn(queue_id int, ageing interval, slots int[]) returns smallint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    a_lanes  smallint[] := mq._lanes(_lanes_in_turn.queue_id);
+    v_now    constant timestamptz := clock_timestamp();
+    v_oldest timestamptz;
+    a_ranks  float8[];
+begin
+    if _lanes_in_turn.ageing is null or cardinality(a_lanes) = 1 then
+        return a_lanes;
+    end if;
+    for i in 1 .. cardinality(a_lanes) loop
+        v_oldest := least((select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, a_lanes[i])) from unnest(slots) as x),
+                          mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]));
+        a_ranks := a_ranks || mq._priority_of(a_lanes[i])
+            + greatest(coalesce(extract(epoch from v_now - v_oldest) / extract(epoch from _lanes_in_turn.ageing), 0), 0)::float8;
+    end loop;
+    return array(select u.lane from unnest(a_lanes, a_ranks) as u (lane, rank) order by u.rank desc, u.lane desc);
+end $$;
+
+-- Leases up to n messages of the lane whose turn it is: nothing of another is looked at before a look at that one, newer
+-- than the call, found nothing. Within a lane the oldest segment first.
+create or replace function mq._take_by_priority(queue_id int, ageing interval, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_lane smallint;
@@ -64,7 +86,7 @@ declare
         where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
 begin
-    foreach v_lane in array mq._lanes(_take_by_priority.queue_id) loop
+    foreach v_lane in array mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots) loop
         foreach v_slot in array a_slots loop
             return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
                 using v_lane, _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;

@@ -28,6 +28,9 @@ begin
     if q.retry_jitter not between 0 and 1 then
         perform mq._invalid('retry_jitter', format('%s is not between 0 and 1.', q.retry_jitter), 'It is the share of a delay that is taken off at random, at most.');
     end if;
+    if q.priority_ageing < '1 millisecond' or q.priority_ageing > '10 years' then
+        perform mq._invalid('priority_ageing', format('%s is not between 1 millisecond and 10 years.', q.priority_ageing), 'Give an interval, such as ''1 minute'', or leave it out.');
+    end if;
     if q.retention > '0' then
         perform mq._not_yet('retention above 0');
     elsif q.retention < '0' then
