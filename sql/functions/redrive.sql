@@ -23,9 +23,9 @@ begin
             delete from mq.dead_letter as d using chosen as c
             where d.queue_id = c.queue_id and d.msg_id = c.msg_id returning d.*),
         moved as (
-        insert into mq.deferred_' || t.queue_id || '_' || ((pg_sequence_last_value(t.register) >> 32) & 1) || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, history, lane)
+        insert into mq.deferred_' || t.queue_id || '_' || ((pg_sequence_last_value(t.register) >> 32) & 1) || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)
         select case when $4 is null then g.msg_id else nextval($4) end, clock_timestamp(), g.enqueued_at, 1, g.payload, g.headers,
-               g.history || jsonb_build_object(''outcome'', ''redriven'', ''at'', clock_timestamp()), g.lane
+               jsonb_build_object(''h'', g.history || jsonb_build_object(''outcome'', ''redriven'', ''at'', clock_timestamp())), g.lane
         from (select * from gone order by msg_id) as g)
         select count(*) from gone'
         into v_count using q.queue_id, redrive.msg_ids, redrive.max_messages, case when t.queue_id <> q.queue_id then t.msg_ids end;

@@ -97,7 +97,7 @@ create table mq.survivor (
     attempt      int not null,
     payload      jsonb not null,
     headers      jsonb,
-    history      jsonb,
+    extra        jsonb,
     lane         smallint not null,
     constraint survivor_pkey primary key (queue_id, token, msg_id)
 );
@@ -140,7 +140,7 @@ create type mq._taken as (
     attempt     int,
     payload     jsonb,
     headers     jsonb,
-    history     jsonb,
+    extra       jsonb,
     outcome     text,
     due_at      timestamptz,
     lane        smallint

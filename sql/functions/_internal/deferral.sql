@@ -24,7 +24,7 @@ begin
             attempt     smallint not null default 1,
             payload     jsonb not null,
             headers     jsonb,
-            history     jsonb,
+            extra       jsonb,
             lane        smallint not null default 0
         ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
         create index deferred_{d}_order on mq.deferred_{d} (xid, msg_id);
@@ -164,7 +164,7 @@ begin
                     coalesce(t_due[cardinality(t_due)], c.due_at), coalesce(t_xid[cardinality(t_xid)], c.due_xid),
                     coalesce(t_id[cardinality(t_id)], c.due_id), coalesce(c.taken, 0) + coalesce(cardinality(t_id), 0));
             return query
-                select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, m.due_at, m.lane
+                select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, null::text, m.due_at, m.lane
                 from unnest(t_xid, t_id) as u (xid, msg_id)
                 cross join lateral (
                     select * from mq.deferred_{d} as y where y.xid = u.xid and y.msg_id = u.msg_id
@@ -201,7 +201,7 @@ begin
 
         -- What waits in this set, for peek, message_status and the statistics.
         create or replace function mq._waiting_{d}()
-        returns table (due_at timestamptz, msg_id bigint, enqueued_at timestamptz, attempt int, payload jsonb, headers jsonb, history jsonb, lane smallint)
+        returns table (due_at timestamptz, msg_id bigint, enqueued_at timestamptz, attempt int, payload jsonb, headers jsonb, extra jsonb, lane smallint)
         language plpgsql stable as $$
         declare
             p record;
@@ -210,7 +210,7 @@ begin
             select * into p from mq.promotion_{d} as x where x.lane = 0 order by x.lane desc, x.no desc limit 1;
             r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
             return query
-                select x.due_at, x.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, x.lane
+                select x.due_at, x.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, x.lane
                 from unnest(mq._lanes({q})) as l (lane)
                 left join lateral (
                     select y.due_at, y.due_xid, y.due_id from mq.promotion_{d} as y
@@ -224,7 +224,7 @@ begin
                     select * from mq.deferred_{d} as y where y.xid = x.xid and y.msg_id = x.msg_id
                     order by y.xid, y.msg_id limit 1) as m
                 union all
-                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, m.lane
+                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, m.lane
                 from unnest(r.lo_xids, r.lo_ids, r.hi_xids) as u (lo_xid, lo_id, hi_xid)
                 cross join lateral (
                     select * from mq.deferred_{d} as y
@@ -232,7 +232,7 @@ begin
                     order by y.xid, y.msg_id) as m
                 union all
                 -- one cut inside a window leaves the rest of what is visible now
-                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, m.lane
+                select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, m.lane
                 from mq.deferred_{d} as m
                 where p.cur is not null and not pg_visible_in_snapshot(m.xid, p.cur);
         end $$;
@@ -303,9 +303,9 @@ create or replace function mq._defer(queue_id int, register regclass, messages m
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     execute 'insert into mq.deferred_' || _defer.queue_id || '_' || ((pg_sequence_last_value(_defer.register) >> 32) & 1)
-        || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, history, lane)'
-        || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.history, m.lane'
-        || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, history, outcome, due_at, lane, d)'
+        || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)'
+        || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane'
+        || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, extra, outcome, due_at, lane, d)'
         using _defer.messages, _defer.due_at;
 end $$;
 
@@ -369,8 +369,8 @@ begin
         return 'the old set is empty';
     end if;
     foreach v_lane in array mq._lanes(_rotate_deferral.queue_id) loop
-        execute format('insert into mq.deferred_%s (msg_id, due_at, enqueued_at, attempt, payload, headers, history, lane)'
-                       ' select m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history, m.lane'
+        execute format('insert into mq.deferred_%s (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)'
+                       ' select m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane'
                        ' from mq._promote_%s($1, 10000, ''infinity'', 10000) as m', v_open, v_old) using v_lane;
         get diagnostics v_rows = row_count;
         if v_rows > 0 then

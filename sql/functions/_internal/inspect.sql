@@ -7,7 +7,7 @@
 -- until a settlement names them or ends it: acked ones are completed, the others gone to where they are now.
 create or replace function mq._fates(queue_id int, slot int)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, leased_until timestamptz, settled_at timestamptz,
-               payload jsonb, headers jsonb, history jsonb, lane smallint)
+               payload jsonb, headers jsonb, extra jsonb, lane smallint)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on set jit = off as $f$
 begin
@@ -34,7 +34,7 @@ begin
                     when coalesce(w.outcome, o.outcome) = 'acked' then 'completed'
                     else 'gone' end,
                g.attempt::int, g.enqueued_at, coalesce(e.leased_until, l.leased_until), coalesce(w.settled_at, o.settled_at),
-               g.payload, g.headers, g.history, case when g.lane < 0 then -1 - g.lane else g.lane end::smallint
+               g.payload, g.headers, g.extra, case when g.lane < 0 then -1 - g.lane else g.lane end::smallint
         from mq.log_{t} as g
         left join leased as l on l.lane = g.lane and l.xid = g.xid and l.msg_id = g.msg_id
         left join extended as e on e.lane = l.block_lane and e.block_no = l.block_no and e.slice = l.head_slice and e.part = l.head_part

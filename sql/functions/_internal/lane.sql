@@ -1,17 +1,17 @@
--- Lanes: a queue's strands, each with cursors of its own, in the tables of its segments. Lane 0 has what was enqueued without
--- options; lane 10 + p what has priority p, unless that is 4, which is that of lane 0. Messages that are born in a block are
--- in the log as lane -1 - lane of that block, where no window reads them.
+-- Lanes: a queue's strands, each with cursors of its own, in the tables of its segments. Lane 0 has plain messages; lane
+-- 10 + p what has priority p, or, with p = 4, which is that of lane 0 as well, any other option that consumers have to mind.
+-- Messages that are born in a block are in the log as lane -1 - lane of that block, where no window reads them.
 --
 -- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0; bit 31 of register_<q> says that there
 -- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
 -- back: what had committed before a dequeue began, that dequeue looks for.
-create or replace function mq._lane_of(priority int) returns smallint
+create or replace function mq._lane_of(priority int, is_plain boolean default true) returns smallint
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
     if _lane_of.priority not between 0 and 9 then
         perform mq._invalid('priority', format('%s is not between 0 and 9.', _lane_of.priority), '9 is delivered first; 4 is the default.');
     end if;
-    return case when coalesce(_lane_of.priority, 4) = 4 then 0 else 10 + _lane_of.priority end;
+    return case when is_plain and coalesce(_lane_of.priority, 4) = 4 then 0 else 10 + coalesce(_lane_of.priority, 4) end;
 end $$;
 
 create or replace function mq._priority_of(lane smallint) returns int
@@ -20,7 +20,7 @@ begin
     return case lane when 0 then 4 else lane - 10 end;
 end $$;
 
--- Those in use, the highest priority first.
+-- Those in use, the highest priority first; 14 after 0.
 create or replace function mq._lanes(queue_id int) returns smallint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -29,7 +29,7 @@ begin
     if v_used is null then
         return '{0}';
     end if;
-    return array(select case p when 4 then 0 else 10 + p end from generate_series(9, 0, -1) as p where p = 4 or v_used & (1::bigint << p) <> 0);
+    return array(select x from unnest('{19,18,17,16,15,0,14,13,12,11,10}'::smallint[]) as x where x = 0 or v_used & (1::bigint << x - 10) <> 0);
 end $$;
 
 -- Before anything is written to a lane. The lane before the bit that says to look for lanes.
@@ -52,26 +52,31 @@ begin
     return _has_lanes.register & (1::bigint << 31) <> 0;
 end $$;
 
--- The lanes in the order in which they have their turn: by priority, and with ageing each by that of its oldest message, one
--- more for each time that passed since it was enqueued (or, if it is deferred, became due).
+-- The lanes in the order in which they have their turn: by priority, of two that have the same the one with the older message
+-- first. With ageing a lane's priority is one more for each time that passed since its oldest message was enqueued (or, if
+-- that is deferred, became due).
 create or replace function mq._lanes_in_turn(queue_id int, ageing interval, slots int[]) returns smallint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     a_lanes  smallint[] := mq._lanes(_lanes_in_turn.queue_id);
     v_now    constant timestamptz := clock_timestamp();
     v_oldest timestamptz;
-    a_ranks  float8[];
+    a_ages   float8[];
 begin
-    if _lanes_in_turn.ageing is null or cardinality(a_lanes) = 1 then
+    if _lanes_in_turn.ageing is null and not 14 = any (a_lanes) then
         return a_lanes;
     end if;
     for i in 1 .. cardinality(a_lanes) loop
-        v_oldest := least((select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, a_lanes[i])) from unnest(slots) as x),
-                          mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]));
-        a_ranks := a_ranks || mq._priority_of(a_lanes[i])
-            + greatest(coalesce(extract(epoch from v_now - v_oldest) / extract(epoch from _lanes_in_turn.ageing), 0), 0)::float8;
+        v_oldest := null;
+        if _lanes_in_turn.ageing is not null or a_lanes[i] in (0, 14) then
+            v_oldest := least((select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, a_lanes[i])) from unnest(slots) as x),
+                              mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]));
+        end if;
+        a_ages := a_ages || coalesce(greatest(extract(epoch from v_now - v_oldest), 0), 0)::float8;
     end loop;
-    return array(select u.lane from unnest(a_lanes, a_ranks) as u (lane, rank) order by u.rank desc, u.lane desc);
+    return array(
+        select u.lane from unnest(a_lanes, a_ages) as u (lane, age)
+        order by mq._priority_of(u.lane) + coalesce(u.age / extract(epoch from _lanes_in_turn.ageing)::float8, 0) desc, u.age desc, u.lane);
 end $$;
 
 -- Leases up to n messages of the lane whose turn it is: nothing of another is looked at before a look at that one, newer

@@ -51,15 +51,15 @@ begin
                     '{t}', q.queue_id || '_' || v_new);
     foreach v_slot in array a_old loop
         perform mq._fence(format('log_%s_%s', q.queue_id, v_slot));
-        execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history, lane)'
-                       ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.history, f.lane from mq._fates(%1$s, %3$s) as f'
+        execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
+                       ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.extra, f.lane from mq._fates(%1$s, %3$s) as f'
                        ' where f.state in (''ready'', ''leased'') order by f.msg_id', q.queue_id, v_new, v_slot);
         perform mq._add_to_tally(q.queue_id, v_slot);
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || v_slot);
     end loop;
     execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
-                   ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, history, lane)'
-                   ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
+                   ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
+                   ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id;
     insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
@@ -105,8 +105,8 @@ language plpgsql set search_path = pg_catalog, pg_temp set enable_nestloop = off
 begin
     execute replace(replace(replace($x$
         alter table mq.deferred_{b} disable trigger sealed;
-        insert into mq.deferred_{b} (xid, msg_id, due_at, enqueued_at, attempt, payload, headers, history, lane)
-        select {xid}, x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.history, x.lane
+        insert into mq.deferred_{b} (xid, msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)
+        select {xid}, x.msg_id, x.due_at, x.enqueued_at, x.attempt, x.payload, x.headers, x.extra, x.lane
         from mq.deferred_{a} as x
         left join mq.timer_{a} as t on t.xid = x.xid and t.msg_id = x.msg_id
         left join (select distinct on (y.lane) y.* from mq.promotion_{a} as y order by y.lane, y.no desc) as p on p.lane = x.lane

@@ -141,8 +141,8 @@ declare
     v_count int;
 begin
     execute replace($x$
-        insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, history, lane)
-        select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.history, m.lane
+        insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, extra, lane)
+        select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane
         from (
             select x.lane, x.block_no, x.slice, x.part, x.token
             from unnest($2) as u (lane)

@@ -59,7 +59,7 @@ begin
         delete from mq.survivor as s
         where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token and s.msg_id = any (v_ids)
         returning s.*)
-    select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.history, _settle_survivors.outcome, null, g.lane)::mq._taken)
+    select array_agg((g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, _settle_survivors.outcome, null, g.lane)::mq._taken)
       into v_taken from gone as g;
     return v_taken;
 end $$;
@@ -112,7 +112,7 @@ declare
 begin
     with t as materialized (
         select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
-               coalesce(x.history, '[]') || jsonb_strip_nulls(jsonb_build_object(
+               coalesce(x.extra -> 'h', '[]') || jsonb_strip_nulls(jsonb_build_object(
                    'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
         from unnest(_take_back.taken) as x),
     dead as (
@@ -123,7 +123,7 @@ begin
         from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
-                      case when t.hole then t.history else t.longer end, null, null, t.lane)::mq._taken)
+                      case when t.hole then t.extra else coalesce(t.extra, '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
     return coalesce(v_again, '{}'::mq._taken[]);

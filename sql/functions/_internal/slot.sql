@@ -11,7 +11,7 @@ begin
         attempt     smallint not null default 1,
         payload     jsonb not null,
         headers     jsonb,
-        history     jsonb
+        extra       jsonb       -- what few messages have, an object: h, the history of its attempts
     ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
     create index log_{t}_order on mq.log_{t} (lane, xid, msg_id);
 

@@ -69,8 +69,8 @@ begin
         if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
             -- Fresh messages do not wait until many arrivals are sorted.
             v_passes := case when p_given is null and not (p_fresh and coalesce(mq._look_{t}(p_lane, b.prev, b.cur), true)) then 23 else 1 end;        -- at least what _is_due_ looks at
-            insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, history)
-            select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.history
+            insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
+            select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra
             from (select * from unnest(p_given) union all
                   select * from mq._promote_{q}(p_lane, case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)) as m;
             get diagnostics v_rows = row_count;

@@ -40,7 +40,7 @@ create or replace function mq._leased_{t}(p_sub smallint, p_lane smallint, p_blo
 language plpgsql as $$
 begin
     return query
-        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.history, null::text, null::timestamptz, p_lane
+        select m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, null::text, null::timestamptz, p_lane
         from mq.block_{t} as b
         cross join lateral (
             select * from mq.lease_{t} as x
@@ -105,7 +105,7 @@ begin
     end loop;
     return query
         select x.msg_id, x.enqueued_at, x.attempt, case when p_outcome <> 'acked' then x.payload end,
-               case when p_outcome <> 'acked' then x.headers end, x.history, p_outcome, coalesce(s.leased_until, v_until), p_lane
+               case when p_outcome <> 'acked' then x.headers end, x.extra, p_outcome, coalesce(s.leased_until, v_until), p_lane
         from mq._leased_{t}(p_sub, p_lane, p_block_no, p_slice, p_part) as x where x.msg_id = any (v_ids);
 end $$;
 
