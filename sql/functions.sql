@@ -10,6 +10,7 @@
 \ir functions/_internal/template_take.sql
 \ir functions/_internal/template_gather.sql
 \ir functions/_internal/template_open.sql
+\ir functions/_internal/template_expire.sql
 \ir functions/_internal/template_settle.sql
 \ir functions/_internal/template_sweep.sql
 \ir functions/_internal/slot.sql

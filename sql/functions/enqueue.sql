@@ -15,6 +15,7 @@ declare
     v_msg_id bigint;
     v_due_at timestamptz;
     v_lane   smallint;
+    v_extra  jsonb;
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction.
     if enqueue.payload is not null
@@ -29,18 +30,20 @@ begin
     if enqueue.payload is null then
         perform mq._null_argument('payload');
     end if;
-    perform mq._check_options(enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl);
-    v_lane := mq._lane_of(enqueue.priority);
+    perform mq._check_options(enqueue.ordering_key, enqueue.dedup_key);
+    v_lane := mq._lane_of(enqueue.priority, enqueue.ttl is null);
     q := mq._queue(enqueue.queue);
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane) where v_lane <> 0;
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
+    v_extra := mq._extra(enqueue.ttl, v_due_at);
+    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null) where v_lane <> 0;
     v_msg_id := nextval(q.msg_ids);
     if v_due_at is null then
         execute 'insert into mq.log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)
-            || ' (msg_id, lane, payload, headers) values ($1, $2, $3, $4)' using v_msg_id, v_lane, enqueue.payload, enqueue.headers;
+            || ' (msg_id, lane, payload, headers, extra) values ($1, $2, $3, $4, $5)' using v_msg_id, v_lane, enqueue.payload, enqueue.headers, v_extra;
     else
         execute 'insert into mq.deferred_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) >> 32 & 1)
-            || ' (msg_id, due_at, lane, payload, headers) values ($1, $2, $3, $4, $5)' using v_msg_id, v_due_at, v_lane, enqueue.payload, enqueue.headers;
+            || ' (msg_id, due_at, lane, payload, headers, extra) values ($1, $2, $3, $4, $5, $6)'
+            using v_msg_id, v_due_at, v_lane, enqueue.payload, enqueue.headers, v_extra;
     end if;
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return v_msg_id;
@@ -53,7 +56,8 @@ payload: any JSON value; ''null''::jsonb is one, an SQL null is not.
 headers: more JSON for the consumer, default null.
 delay: deliver not before so long from now; deliver_at: not before that time. At most one of the two; default at once.
 priority: 0 to 9, 9 is delivered first; default 4. Within a priority the oldest is first.
-ordering_key, dedup_key, ttl: of later versions, null.
+ttl: if it is not delivered so long from now, it becomes a dead letter, with the reason ''expired'', and is never delivered; default null: it waits for ever.
+ordering_key, dedup_key: of later versions, null.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; 22004 null payload; 22023 a negative delay or both, or no such priority; 0A000 an option of a later version.
+Raises: MQ001 no such queue; 22004 null payload; 22023 a negative delay or both, no such priority, or a ttl that ends before the delay; 0A000 an option of a later version.
 Role: mq_producer.';

@@ -15,6 +15,7 @@ declare
     v_register bigint;
     v_due_at   timestamptz;
     v_lane     smallint;
+    v_extra    jsonb;
     a_ids      bigint[];
     v_count    int := cardinality(enqueue_batch.payloads);
 begin
@@ -29,8 +30,8 @@ begin
         perform mq._invalid('headers', format('%s headers for %s payloads.', cardinality(enqueue_batch.headers), v_count),
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
-    perform mq._check_options(ordering_key, dedup_key, ttl);
-    v_lane := mq._lane_of(priority);
+    perform mq._check_options(ordering_key, dedup_key);
+    v_lane := mq._lane_of(priority, ttl is null);
     select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home into q from mq.queue as x where x.name = enqueue_batch.queue;
     if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
@@ -40,21 +41,22 @@ begin
         perform mq._queue_not_found(enqueue_batch.queue);
     end if;
     v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
+    v_extra := mq._extra(ttl, v_due_at);
     if v_count = 0 then
         return;
     end if;
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane) where v_lane <> 0;
+    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, ttl is not null) where v_lane <> 0;
     if v_due_at is null then
-        execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3)'
-            into a_ids using enqueue_batch.payloads, enqueue_batch.headers, v_lane;
+        execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3, $4)'
+            into a_ids using enqueue_batch.payloads, enqueue_batch.headers, v_lane, v_extra;
         return query select unnest(a_ids);
     else
         return query execute
             'with m as materialized (select nextval($1) as msg_id, p, h from rows from (unnest($2), unnest($3)) as u (p, h)),'
             ' i as (insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1)
-            || ' (msg_id, due_at, lane, payload, headers) select msg_id, $4, $5, p, h from m)'
+            || ' (msg_id, due_at, lane, payload, headers, extra) select msg_id, $4, $5, p, h, $6 from m)'
             ' select msg_id from m'
-            using q.msg_ids, enqueue_batch.payloads, enqueue_batch.headers, v_due_at, v_lane;
+            using q.msg_ids, enqueue_batch.payloads, enqueue_batch.headers, v_due_at, v_lane, v_extra;
     end if;
     perform mq._notify(q.queue_id, enqueue_batch.queue, q.notify, q.notified);
 end $$;

@@ -8,7 +8,7 @@ begin
     end if;
     return query
         select m.msg_id, m.state, m.attempt, m.enqueued_at, m.due_at, m.payload, m.headers, m.priority
-        from mq._messages(q) as m order by m.msg_id limit peek.n;
+        from mq._messages(q) as m where m.expired_at is null order by m.msg_id limit peek.n;
 end $$;
 
 comment on function mq.peek(text, int) is

@@ -36,6 +36,14 @@ begin
         end loop;
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
+        if mq._uses_ttl(q.queue_id) then
+            select count(*) filter (where x.expired_at is not null) as expired,
+                   min(coalesce(x.due_at, x.enqueued_at)) filter (where x.state = 'ready' and x.expired_at is null) as oldest
+            into m from mq._messages(q) as x;
+            v.ready := v.ready - m.expired;
+            v.dead := v.dead + m.expired;
+            v.oldest_ready_age := clock_timestamp() - m.oldest;
+        end if;
         v.enqueued_total := coalesce(pg_sequence_last_value(q.msg_ids), 0);
         v.bytes := (
             select sum(pg_total_relation_size(('mq.' || x.relation)::regclass))

@@ -43,10 +43,19 @@ begin
         $x$, '{t}', _fates.queue_id || '_' || _fates.slot);
 end $f$;
 
--- All messages of a queue that are not settled, wherever they are.
+-- When a message expired that was not delivered; null: it did not.
+create or replace function mq._expired_at(extra jsonb) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return case when (_expired_at.extra ->> 'e')::bigint <= mq._microseconds(clock_timestamp())
+                then to_timestamp((_expired_at.extra ->> 'e')::bigint / 1000000.0) end;
+end $$;
+
+-- All messages of a queue that are not settled, wherever they are. One that has expired_at is as good as dead: the next that
+-- comes by buries it.
 create or replace function mq._messages(q mq.queue)
 returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, payload jsonb, headers jsonb,
-               priority int)
+               priority int, expired_at timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot int;
@@ -55,15 +64,16 @@ begin
         select s.slot from mq.segment as s where s.queue_id = q.queue_id and s.drained_at is null
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
-        return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers, mq._priority_of(u.lane)
+        return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers, mq._priority_of(u.lane),
+                            case when u.state = 'ready' then mq._expired_at(u.extra) end
                      from mq._fates(q.queue_id, v_slot) as u where u.state in ('ready', 'leased');
     end loop;
     for v_slot in 0 .. 1 loop
         return query execute format(
             'select w.msg_id, case when w.due_at <= clock_timestamp() then ''ready'' else ''deferred'' end, w.attempt, w.enqueued_at, w.due_at, '
-            'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane) from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
+            'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane), mq._expired_at(w.extra) from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
     end loop;
-    return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers, mq._priority_of(s.lane)
+    return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers, mq._priority_of(s.lane), null::timestamptz
                  from mq.survivor as s where s.queue_id = q.queue_id;
 end $$;
 
@@ -77,9 +87,10 @@ declare
     v_lane smallint;
 begin
     execute replace($x$
-        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0), coalesce(s.acked, 0)
+        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0) - coalesce(s.undelivered, 0), coalesce(s.acked, 0)
         from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
-             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked from mq.settlement_{t} as x) as s
+             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked,
+                     sum(x.n) filter (where x.outcome = 'undelivered' and x.msg_ids is not null) as undelivered from mq.settlement_{t} as x) as s
         $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
         into messages, leased, settled, delivered, acked;
     if messages <> leased then
@@ -189,7 +200,9 @@ begin
     end if;
     select x.* into m from mq._messages(q) as x where x.msg_id = _message_state.msg_id
     order by x.attempt desc limit 1;
-    if found then
+    if m.expired_at is not null then
+        return ('dead', m.attempt - 1, m.enqueued_at, null, null, m.expired_at, 'expired', m.priority)::mq.message_state;
+    elsif found then
         return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null, m.priority)::mq.message_state;
     end if;
     -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.

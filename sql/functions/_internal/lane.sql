@@ -2,7 +2,7 @@
 -- 10 + p what has priority p, or, with p = 4, which is that of lane 0 as well, any other option that consumers have to mind.
 -- Messages that are born in a block are in the log as lane -1 - lane of that block, where no window reads them.
 --
--- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0; bit 31 of register_<q> says that there
+-- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0, and bit 10 for a ttl; bit 31 of register_<q> says that there
 -- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
 -- back: what had committed before a dequeue began, that dequeue looks for.
 create or replace function mq._lane_of(priority int, is_plain boolean default true) returns smallint
@@ -32,18 +32,25 @@ begin
     return array(select x from unnest('{19,18,17,16,15,0,14,13,12,11,10}'::smallint[]) as x where x = 0 or v_used & (1::bigint << x - 10) <> 0);
 end $$;
 
--- Before anything is written to a lane. The lane before the bit that says to look for lanes.
-create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint) returns void
+-- Before anything is written to a lane. The lane, and what its messages may have, before the bit that says to look for lanes.
+create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_bit constant bigint := case when lane >= 10 then 1::bigint << (lane - 10) end;
+    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (has_ttl::int << 10) end;
 begin
-    if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bit = 0 then
-        perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bit);
+    if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bits <> v_bits then
+        perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bits);
     end if;
-    if v_bit is not null and not mq._has_lanes(pg_sequence_last_value(_use_lane.register)) then
+    if v_bits is not null and not mq._has_lanes(pg_sequence_last_value(_use_lane.register)) then
         perform mq._write_register(_use_lane.queue_id, _use_lane.register, 0, 1::bigint << 31);
     end if;
+end $$;
+
+-- Whether there ever was a message with a ttl.
+create or replace function mq._uses_ttl(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return pg_sequence_last_value(to_regclass('mq.lanes_' || _uses_ttl.queue_id)) & 1024 <> 0;
 end $$;
 
 create or replace function mq._has_lanes(register bigint) returns boolean

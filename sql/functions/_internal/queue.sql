@@ -155,12 +155,23 @@ begin
     return case when delay > '0' then clock_timestamp() + delay when deliver_at > clock_timestamp() then deliver_at end;
 end $$;
 
--- Options of enqueue that come with later versions.
-create or replace function mq._check_options(ordering_key text, dedup_key text, ttl interval) returns void
+-- What of an enqueue's options is kept with the message.
+create or replace function mq._extra(ttl interval, due_at timestamptz) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform mq._not_yet(case when ordering_key is not null then 'ordering_key' when dedup_key is not null then 'dedup_key' else 'ttl' end)
-    where ordering_key is not null or dedup_key is not null or ttl is not null;
+    if ttl <= '0' or ttl > '100 years' then
+        perform mq._invalid('ttl', format('%s is not above 0 and at most 100 years.', ttl), 'Give an interval, such as ''10 minutes''.');
+    elsif clock_timestamp() + ttl <= due_at then
+        perform mq._invalid('ttl', 'It ends before the message is due.', 'Give a longer ttl, or a shorter delay.');
+    end if;
+    return case when ttl is not null then jsonb_build_object('e', mq._microseconds(clock_timestamp() + ttl)) end;
+end $$;
+
+-- Options of enqueue that come with later versions.
+create or replace function mq._check_options(ordering_key text, dedup_key text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform mq._not_yet(case when ordering_key is not null then 'ordering_key' else 'dedup_key' end) where ordering_key is not null or dedup_key is not null;
 end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one

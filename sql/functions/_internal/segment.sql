@@ -167,14 +167,15 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_delivered bigint;
     v_settled   bigint;
+    v_undelivered bigint;
 begin
     execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _add_to_tally.queue_id, _add_to_tally.slot)
         into v_delivered;
-    execute format('select sum(s.n) from mq.settlement_%1$s_%2$s as s where s.outcome = ''acked''', _add_to_tally.queue_id, _add_to_tally.slot)
-        into v_settled;
+    execute format('select sum(s.n) filter (where s.outcome = ''acked''), sum(s.n) filter (where s.outcome = ''undelivered'' and s.msg_ids is not null)'
+                   ' from mq.settlement_%1$s_%2$s as s', _add_to_tally.queue_id, _add_to_tally.slot) into v_settled, v_undelivered;
     with old as (delete from mq.tally as y where y.queue_id = _add_to_tally.queue_id returning y.delivered, y.settled)
     insert into mq.tally (queue_id, delivered, settled)
-    select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0)
+    select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0) - coalesce(v_undelivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0)
     from old as o;
 end $$;
 

@@ -123,7 +123,8 @@ begin
         from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
-                      case when t.hole then t.extra else coalesce(t.extra, '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken)
+                      case when t.outcome = 'hole' then t.extra when t.hole then nullif(t.extra - 'e', '{}')
+                           else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
     return coalesce(v_again, '{}'::mq._taken[]);

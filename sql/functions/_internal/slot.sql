@@ -11,7 +11,7 @@ begin
         attempt     smallint not null default 1,
         payload     jsonb not null,
         headers     jsonb,
-        extra       jsonb       -- what few messages have, an object: h, the history of its attempts
+        extra       jsonb       -- what few messages have, an object: h, the history of its attempts; e, when it expires, in microseconds
     ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
     create index log_{t}_order on mq.log_{t} (lane, xid, msg_id);
 
@@ -245,7 +245,7 @@ declare
     v_template text;
 begin
     foreach v_template in array array[
-        mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_settle(), mq._template_sweep()]
+        mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_expire(), mq._template_settle(), mq._template_sweep()]
     loop
         execute mq._fill_template(v_template, _create_slot_functions.queue_id, _create_slot_functions.slot);
     end loop;

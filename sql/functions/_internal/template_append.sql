@@ -41,13 +41,13 @@ begin
     return $x$
 -- The ids of a batch are drawn in one go, so that they come out in the order of the payloads. A fence may lead the rows
 -- elsewhere, so they are not read back with RETURNING. Arrays unnested in the select list are not stored in between.
-create or replace function mq._append_batch_{t}(p_payloads jsonb[], p_headers jsonb[], p_lane smallint default 0) returns bigint[]
+create or replace function mq._append_batch_{t}(p_payloads jsonb[], p_headers jsonb[], p_lane smallint default 0, p_extra jsonb default null) returns bigint[]
 language plpgsql as $$
 declare
     a_ids bigint[] := array(select nextval('mq.msg_id_{q}') from generate_series(1, cardinality(p_payloads)));
 begin
-    insert into mq.log_{t} (msg_id, lane, payload, headers)
-    select m.i, p_lane, m.p, m.h from (select unnest(a_ids) as i, unnest(p_payloads) as p, unnest(p_headers) as h) as m;
+    insert into mq.log_{t} (msg_id, lane, payload, headers, extra)
+    select m.i, p_lane, m.p, m.h, p_extra from (select unnest(a_ids) as i, unnest(p_payloads) as p, unnest(p_headers) as h) as m;
     return a_ids;
 end $$;
     $x$;

@@ -26,6 +26,8 @@ declare
     a_slice  int[];     a_part  int[];      a_n      int[];
     a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
     a_rest_xid xid8[];  a_rest_id bigint[];
+    a_late   bigint[] := '{}';      -- expired
+    v_late   mq._taken[];
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
@@ -34,8 +36,9 @@ begin
     end if;
     v_all := p_slices is null;
     if v_all then
+        -- What expired is leased to nobody, in no order.
         select least(p_from, x.slice) into g from mq.lease_{t} as x
-        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no
+        where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no and (p_lane = 0 or x.leased_until > '-infinity')
         order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1;
         p_slices := array(select generate_series(coalesce(g, 0), cardinality(b.counts) - 1));
     end if;
@@ -105,13 +108,36 @@ begin
     select p_sub, p_lane, p_block_no, u.slice, u.part, a_slice[1], a_part[1], u.n, p_n - v_left, u.rest,
            u.id, u.rest_id, u.xid, u.rest_xid, v_until, v_token
     from unnest(a_slice, a_part, a_n, a_rest, a_xid, a_id, a_rest_xid, a_rest_id) as u (slice, part, n, rest, xid, id, rest_xid, rest_id);
+    if p_lane > 0 and mq._uses_ttl({q}) then
+        a_late := array(
+            select m.msg_id
+            from unnest(a_slice, a_n, a_xid, a_id) as u (slice, n, xid, id)
+            cross join lateral (
+                select * from mq.log_{t} as x
+                where x.lane = case when u.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (u.xid, u.id)
+                order by x.lane, x.xid, x.msg_id limit u.n) as m
+            where (m.extra ->> 'e')::bigint <= mq._microseconds(clock_timestamp()));
+        if cardinality(a_late) > 0 then
+            loop        -- big ones come in parts
+                v_late := array(select x from mq._settle_{t}(p_sub, p_lane, p_block_no, a_slice[1], a_part[1], v_token, 'undelivered', a_late) as x);
+                exit when cardinality(v_late) = 0;
+                perform mq._bury_undelivered({q}, v_late);
+            end loop;
+            perform mq._expire_{t}(p_sub, p_lane, p_block_no);
+        end if;
+        if cardinality(a_late) = p_n - v_left then
+            return query select * from mq._gather_{t}(p_sub, p_lane, p_block_no, null, p_had, p_n, p_vt, a_slice[1]);
+            return;
+        end if;
+    end if;
     return query
         select m.msg_id, v_receipt, m.attempt::int, m.enqueued_at, v_until, m.payload, m.headers
         from unnest(a_slice, a_n, a_xid, a_id) as u (slice, n, xid, id)
         cross join lateral (
             select * from mq.log_{t} as x
             where x.lane = case when u.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (u.xid, u.id)
-            order by x.lane, x.xid, x.msg_id limit u.n) as m;
+            order by x.lane, x.xid, x.msg_id limit u.n) as m
+        where m.msg_id <> all (a_late);
 end $$;
     $x$;
 end $f$;

@@ -1,0 +1,68 @@
+-- _expire_<slot>: buries what was not delivered in time. Only messages with a ttl have extra.e, and only lanes above 0 have
+-- such messages. Whoever opens a block looks through it once; who claims looks at what he claimed, by a clock that is newer
+-- than the lease, so nothing is delivered late.
+create or replace function mq._template_expire() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+-- Free slices of which every message expired are leased to nobody, settled and buried. Who is about to lease one has its lock,
+-- which is only tried; the lease's primary key decides.
+create or replace function mq._expire_{t}(p_sub smallint, p_lane smallint, p_block_no bigint) returns void
+language plpgsql as $$
+declare
+    c_class constant int := {class};
+    v_now   constant bigint := mq._microseconds(clock_timestamp());
+    b       record;
+    a_slices int[];
+begin
+    select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b
+    from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
+    a_slices := array(
+        select g from generate_series(0, cardinality(b.counts) - 1) as g
+        where not exists (select from mq.lease_{t} as e
+                          where e.subscription = p_sub and e.lane = p_lane and e.block_no = p_block_no and e.slice = g offset 0)
+          and not exists (
+            select from (select x.extra from mq.log_{t} as x
+                         where x.lane = case when g < b.born then -1 - p_lane else p_lane end
+                           and (x.xid, x.msg_id) >= (b.first_xids[g + 1], b.first_ids[g + 1])
+                         order by x.lane, x.xid, x.msg_id limit b.counts[g + 1]) as m
+            where (m.extra ->> 'e')::bigint <= v_now is not true offset 0));
+    a_slices := array(
+        select g from unnest(a_slices) as g
+        where b.is_own or pg_try_advisory_xact_lock(c_class, (hashint8extended(p_block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int));
+    with won as (
+        insert into mq.lease_{t} as e (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest,
+                                       first_id, first_xid, leased_until)
+        select p_sub, p_lane, p_block_no, g, 0, g, 0, b.counts[g + 1], b.counts[g + 1], 0, b.first_ids[g + 1], b.first_xids[g + 1], '-infinity'
+        from unnest(a_slices) as g
+        on conflict do nothing returning e.slice, e.n, e.first_xid, e.first_id),
+    settled as (
+        insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
+        select p_sub, p_lane, p_block_no, w.slice, 0, 1, true, 'undelivered', w.n from won as w)
+    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
+    select {q}, m.msg_id, m.enqueued_at, m.attempt - 1, 'expired', coalesce(m.extra -> 'h', '[]'), m.payload, m.headers, p_lane
+    from won as w
+    cross join lateral (
+        select * from mq.log_{t} as x
+        where x.lane = case when w.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (w.first_xid, w.first_id)
+        order by x.lane, x.xid, x.msg_id limit w.n) as m
+    on conflict do nothing;
+end $$;
+    $x$;
+end $f$;
+
+create or replace function mq._microseconds(at timestamptz) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (extract(epoch from _microseconds.at) * 1000000)::bigint;
+end $$;
+
+-- Messages of a lease that expired before it.
+create or replace function mq._bury_undelivered(queue_id int, taken mq._taken[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
+    select _bury_undelivered.queue_id, t.msg_id, t.enqueued_at, t.attempt - 1, 'expired', coalesce(t.extra -> 'h', '[]'), t.payload, t.headers, t.lane
+    from unnest(_bury_undelivered.taken) as t
+    on conflict do nothing;
+end $$;
