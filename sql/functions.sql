@@ -19,6 +19,7 @@
 \ir functions/_internal/settle.sql
 \ir functions/_internal/sweep.sql
 \ir functions/_internal/redeliver.sql
+\ir functions/_internal/cancel.sql
 \ir functions/_internal/segment.sql
 \ir functions/_internal/inspect.sql
 \ir functions/_internal/repair.sql

@@ -22,6 +22,7 @@ begin
     end loop;
     execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())', q.queue_id) into v_count;
     v_sum := v_sum + v_count;
+    delete from mq.cancelled as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     get diagnostics v_count = row_count;
     v_sum := v_sum + v_count;

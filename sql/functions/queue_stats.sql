@@ -36,6 +36,9 @@ begin
         end loop;
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
+        select count(*) filter (where x.due_at > clock_timestamp()) as deferred, count(*) as n into m from mq.cancelled as x where x.queue_id = q.queue_id;
+        v.deferred := v.deferred - m.deferred;
+        v.ready := v.ready - (m.n - m.deferred);
         if mq._uses_ttl(q.queue_id) then
             select count(*) filter (where x.expired_at is not null) as expired,
                    min(coalesce(x.due_at, x.enqueued_at)) filter (where x.state = 'ready' and x.expired_at is null) as oldest

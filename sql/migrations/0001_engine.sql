@@ -87,6 +87,15 @@ create table mq.dead_letter (
 create index dead_letter_died_at on mq.dead_letter (queue_id, died_at, msg_id);
 comment on table mq.dead_letter is 'Messages that were given up: rejected, or out of attempts.';
 
+-- Nobody looks there unless something was ever cancelled in the queue (lanes_<q>, bit 11).
+create table mq.cancelled (
+    queue_id int not null,
+    msg_id   bigint not null,
+    due_at   timestamptz,           -- of what is deferred
+    constraint cancelled_pkey primary key (queue_id, msg_id)
+);
+comment on table mq.cancelled is 'Messages that were cancelled and that nobody has come by since: whoever does drops them.';
+
 -- What is still leased when a segment is otherwise done moves here, so that a lease of hours does not pin a segment.
 create table mq.survivor (
     queue_id     int not null,

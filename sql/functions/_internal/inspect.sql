@@ -32,6 +32,7 @@ begin
                case when l.msg_id is null then 'ready'
                     when coalesce(w.outcome, o.outcome) is null then 'leased'
                     when coalesce(w.outcome, o.outcome) = 'acked' then 'completed'
+                    when coalesce(w.outcome, o.outcome) = 'cancelled' then 'cancelled'
                     else 'gone' end,
                g.attempt::int, g.enqueued_at, coalesce(e.leased_until, l.leased_until), coalesce(w.settled_at, o.settled_at),
                g.payload, g.headers, g.extra, case when g.lane < 0 then -1 - g.lane else g.lane end::smallint
@@ -66,12 +67,14 @@ begin
     loop
         return query select u.msg_id, u.state, u.attempt, u.enqueued_at, null::timestamptz, u.leased_until, u.payload, u.headers, mq._priority_of(u.lane),
                             case when u.state = 'ready' then mq._expired_at(u.extra) end
-                     from mq._fates(q.queue_id, v_slot) as u where u.state in ('ready', 'leased');
+                     from mq._fates(q.queue_id, v_slot) as u where u.state in ('ready', 'leased')
+                       and not exists (select from mq.cancelled as c where c.queue_id = q.queue_id and c.msg_id = u.msg_id);
     end loop;
     for v_slot in 0 .. 1 loop
         return query execute format(
             'select w.msg_id, case when w.due_at <= clock_timestamp() then ''ready'' else ''deferred'' end, w.attempt, w.enqueued_at, w.due_at, '
-            'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane), mq._expired_at(w.extra) from mq._waiting_%s_%s() as w', q.queue_id, v_slot);
+            'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane), mq._expired_at(w.extra) from mq._waiting_%1$s_%2$s() as w'
+            ' where not exists (select from mq.cancelled as c where c.queue_id = %1$s and c.msg_id = w.msg_id)', q.queue_id, v_slot);
     end loop;
     return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers, mq._priority_of(s.lane), null::timestamptz
                  from mq.survivor as s where s.queue_id = q.queue_id;
@@ -205,15 +208,18 @@ begin
     elsif found then
         return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null, m.priority)::mq.message_state;
     end if;
+    if exists (select from mq.cancelled as c where c.queue_id = q.queue_id and c.msg_id = _message_state.msg_id) then
+        return ('cancelled', null, null, null, null, null, null, null)::mq.message_state;
+    end if;
     -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
     for v_slot in
         select s.slot from mq.segment as s where s.queue_id = q.queue_id
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
-        select f.attempt, f.enqueued_at, f.settled_at, mq._priority_of(f.lane) as priority into m
-        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_state.msg_id and f.state = 'completed';
+        select f.state, f.attempt, f.enqueued_at, f.settled_at, mq._priority_of(f.lane) as priority into m
+        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_state.msg_id and f.state in ('completed', 'cancelled');
         if found then
-            return ('completed', m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority)::mq.message_state;
+            return (m.state, m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority)::mq.message_state;
         end if;
     end loop;
     return null;

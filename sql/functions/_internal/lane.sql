@@ -2,7 +2,8 @@
 -- 10 + p what has priority p, or, with p = 4, which is that of lane 0 as well, any other option that consumers have to mind.
 -- Messages that are born in a block are in the log as lane -1 - lane of that block, where no window reads them.
 --
--- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0, and bit 10 for a ttl; bit 31 of register_<q> says that there
+-- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0, and bit 10 for a ttl,
+-- bit 11 for what was cancelled; bit 31 of register_<q> says that there
 -- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
 -- back: what had committed before a dequeue began, that dequeue looks for.
 create or replace function mq._lane_of(priority int, is_plain boolean default true) returns smallint

@@ -151,6 +151,7 @@ begin
     -- The hint for _claim_0: not where many slices are short, which are given out together.
     perform setval('mq.last_ticket_{t}', (v_first + cardinality(a_counts) - 1) << 14
                    | case when 4 * (select sum(x) from unnest(a_counts) as x) > 3 * (cardinality(a_counts) - 1) * p_n then p_n else 0 end) where p_lane = 0;
+    perform mq._drop_cancelled({q}, {k}, p_lane, v_no) where pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0;
     perform mq._expire_{t}(p_sub, p_lane, v_no) where p_lane > 0 and mq._uses_ttl({q});
     perform mq._answered('mq.notified_{q}');
     return true;

@@ -1,0 +1,131 @@
+-- Where a message waits, expired ones aside: in a free slice of a block; behind a lane's cursor (no block); or deferred
+-- (no slot). None: it does not wait, or is cancelled. One statement a slot, each of which reads the whole log.
+create or replace function mq._locate(queue_id int, msg_id bigint)
+returns table (slot int, lane smallint, block_no bigint, slice int, due_at timestamptz)
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_sort = on as $f$
+declare
+    v_slot int;
+begin
+    if exists (select from mq.cancelled as c where c.queue_id = _locate.queue_id and c.msg_id = _locate.msg_id) then
+        return;
+    end if;
+    -- What is deferred first: a message that goes from there to the log meanwhile is found there, and one that comes from the
+    -- log was leased in between.
+    for v_generation in 0 .. 1 loop
+        return query execute format('select null::int, w.lane, null::bigint, null::int, w.due_at from mq._waiting_%s_%s() as w where w.msg_id = $1 and mq._expired_at(w.extra) is null',
+                                    _locate.queue_id, v_generation) using _locate.msg_id;
+        if found then
+            return;
+        end if;
+    end loop;
+    for v_slot in select x from mq._live_slots(_locate.queue_id) as x loop
+        -- Slices are runs of the log that do not overlap: it can only be in that which begins last before it, or at it.
+        return query execute replace($x$
+            select $2, m.lane, case when s.is_in then s.block_no end, case when s.is_in then s.slice end, null::timestamptz
+            from (select x.lane as strand, case when x.lane < 0 then -1 - x.lane else x.lane end::smallint as lane, x.xid, x.msg_id, x.extra
+                  from mq.log_{t} as x where x.msg_id = $1) as m
+            left join lateral (
+                select r.block_no, r.slice, r.n >= (
+                    select count(*) from mq.log_{t} as x
+                    where x.lane = m.strand and (x.xid, x.msg_id) >= (r.xid, r.id) and (x.xid, x.msg_id) <= (m.xid, m.msg_id)) as is_in
+                from (select b.block_no, (u.no - 1)::int as slice, u.xid, u.id, b.counts[u.no] as n
+                      from mq.block_{t} as b cross join lateral unnest(b.first_xids, b.first_ids) with ordinality as u (xid, id, no)
+                      where b.subscription = 1 and b.lane = m.lane and (u.no <= b.born) = (m.strand < 0) and (u.xid, u.id) <= (m.xid, m.msg_id)
+                      order by u.xid desc, u.id desc limit 1) as r) as s on true
+            left join lateral (
+                select e.rest, e.rest_xid, e.rest_id from mq.lease_{t} as e
+                where e.subscription = 1 and e.lane = m.lane and e.block_no = s.block_no and e.slice = s.slice
+                order by e.part desc limit 1) as e on true
+            where (s.is_in is not true or e.rest is null or e.rest > 0 and (m.xid, m.msg_id) >= (e.rest_xid, e.rest_id)) and mq._expired_at(m.extra) is null
+            $x$, '{t}', _locate.queue_id || '_' || v_slot) using _locate.msg_id, v_slot;
+        exit when found;
+    end loop;
+end $f$;
+
+-- Takes messages out of a slice that nobody has: what is free of it is leased to nobody, they are settled, and the others are
+-- deferred, due at once. False: somebody was faster.
+create or replace function mq._cancel_slice(q mq.queue, slot int, lane smallint, block_no bigint, slice int, msg_ids bigint[]) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    v_part  int;
+    v_token bigint;
+    v_taken mq._taken[];
+    v_again mq._taken[];
+begin
+    -- Waited for, while somebody claims it; then a new statement looks. He who opens a block has it to himself.
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._slice_key(q.queue_id, _cancel_slice.slot, _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice));
+    execute replace($x$
+        insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest, first_id, first_xid, leased_until)
+        select 1, $1, $2, $3, coalesce(e.part + 1, 0), $3, coalesce(e.part + 1, 0),
+               coalesce(e.rest, b.counts[$3 + 1]), coalesce(e.rest, b.counts[$3 + 1]), 0,
+               coalesce(e.rest_id, b.first_ids[$3 + 1]), coalesce(e.rest_xid, b.first_xids[$3 + 1]), '-infinity'
+        from mq.block_{t} as b
+        left join lateral (
+            select x.part, x.rest, x.rest_id, x.rest_xid from mq.lease_{t} as x
+            where x.subscription = 1 and x.lane = $1 and x.block_no = $2 and x.slice = $3
+            order by x.part desc limit 1) as e on true
+        where b.subscription = 1 and b.lane = $1 and b.block_no = $2 and coalesce(e.rest, 1) > 0
+        returning part, token
+        $x$, '{t}', q.queue_id || '_' || _cancel_slice.slot)
+        into v_part, v_token using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice;
+    if v_part is null then
+        return false;
+    end if;
+    execute format('select array_agg(x) from mq._settle_%s_%s(1::smallint, $1, $2, $3, $4, $5, ''cancelled'', $6) as x', q.queue_id, _cancel_slice.slot)
+        into v_taken using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, v_part, v_token, _cancel_slice.msg_ids;
+    loop        -- big ones come in parts
+        execute format('select array_agg(x) from mq._settle_%s_%s(1::smallint, $1, $2, $3, $4, $5, ''hole'', null) as x', q.queue_id, _cancel_slice.slot)
+            into v_again using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, v_part, v_token;
+        exit when v_again is null;
+        v_again := mq._take_back(q.queue_id, q.max_attempts, v_again, null);
+        perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
+        perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
+    end loop;
+    return v_taken is not null;         -- else a part of it that had it was leased since it was looked for
+end $f$;
+
+-- For who opened a block: takes out what was cancelled behind the cursor, or while it was deferred.
+create or replace function mq._drop_cancelled(queue_id int, slot int, lane smallint, block_no bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    q       mq.queue;
+    v_slice int;
+    a_ids   bigint[];
+begin
+    if not exists (select from mq.cancelled as c where c.queue_id = _drop_cancelled.queue_id) then
+        return;
+    end if;
+    select * into q from mq.queue as x where x.queue_id = _drop_cancelled.queue_id;
+    for v_slice, a_ids in execute replace($x$
+        select g, array_agg(m.msg_id)
+        from mq.block_{t} as b
+        cross join lateral generate_series(0, cardinality(b.counts) - 1) as g
+        cross join lateral (
+            select x.msg_id from mq.log_{t} as x
+            where x.lane = case when g < b.born then -1 - b.lane else b.lane end and (x.xid, x.msg_id) >= (b.first_xids[g + 1], b.first_ids[g + 1])
+            order by x.lane, x.xid, x.msg_id limit b.counts[g + 1]) as m
+        join mq.cancelled as c on c.queue_id = $1 and c.msg_id = m.msg_id
+        where b.subscription = 1 and b.lane = $2 and b.block_no = $3
+        group by g
+        $x$, '{t}', _drop_cancelled.queue_id || '_' || _drop_cancelled.slot) using _drop_cancelled.queue_id, _drop_cancelled.lane, _drop_cancelled.block_no
+    loop
+        perform mq._cancel_slice(q, _drop_cancelled.slot, _drop_cancelled.lane, _drop_cancelled.block_no, v_slice, a_ids);
+        delete from mq.cancelled as c where c.queue_id = _drop_cancelled.queue_id and c.msg_id = any (a_ids);
+    end loop;
+end $f$;
+
+-- The key of the lock of who claims a slice, as the functions of its slot have it.
+create or replace function mq._slice_key(queue_id int, slot int, lane smallint, block_no bigint, slice int) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (hashint8extended(block_no * 65536 + slice, _slice_key.queue_id::bigint * 16777216 + slot * 256 + 1 + lane) & 2147483647)::int;
+end $$;
+
+-- Before something is cancelled: openers look for it. As in _use_lane.
+create or replace function mq._use_cancel(queue_id int, lanes regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(pg_sequence_last_value(_use_cancel.lanes), 0) & 2048 = 0 then
+        perform mq._write_register(_use_cancel.queue_id, _use_cancel.lanes, 0, 2048);
+    end if;
+end $$;
