@@ -1,5 +1,5 @@
 create or replace function mq.cancel(queue text, msg_id bigint) returns boolean
-language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set lock_timeout = '500ms' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off set lock_timeout = '2s' as $$
 declare
     q mq.queue := mq._queue(cancel.queue);
     l record;

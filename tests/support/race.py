@@ -69,7 +69,7 @@ def number(conn: psycopg.Connection, queue: str = "q") -> int:
 def slot(conn: psycopg.Connection, which: str, queue: str = "q") -> int:
     """That of the "oldest" segment of a queue, or of the "open" one, by the register."""
     bits = {"oldest": 16, "open": 0}[which]
-    query = "select (pg_sequence_last_value(register) >> %s) & 65535 from mq.queue where name = %s"
+    query = "select (pg_sequence_last_value(register) >> %s) & 32767 from mq.queue where name = %s"
     return int(value(conn, query, bits, queue))
 
 

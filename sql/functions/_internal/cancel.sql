@@ -84,7 +84,35 @@ begin
     return v_taken is not null;         -- else a part of it that had it was leased since it was looked for
 end $f$;
 
--- For who opened a block: takes out what was cancelled behind the cursor, or while it was deferred.
+-- For who is about to open a block, from these slices: what was cancelled behind the cursor, or while it was deferred, gets
+-- slices of its own, so that the others stay together. Of as many as a block has room for: a row of it has to fit into a page.
+create or replace function mq._cut_out_cancelled(queue_id int, slot int, lane smallint, inout born int, inout xids xid8[], inout ids bigint[], inout counts int[])
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    if not exists (select from mq.cancelled as c where c.queue_id = _cut_out_cancelled.queue_id) then
+        return;
+    end if;
+    execute replace($x$
+        with m as materialized (
+            select g, m.no, m.xid, m.msg_id, c.msg_id is not null as is_cancelled, count(c.msg_id) over (order by g, m.no) as so_far
+            from generate_series(1, cardinality($4)) as g
+            cross join lateral (
+                select x.xid, x.msg_id, row_number() over (order by x.lane, x.xid, x.msg_id) as no
+                from (select * from mq.log_{t} as y
+                      where y.lane = case when g <= $5 then -1 - $6 else $6 end and (y.xid, y.msg_id) >= (($2)[g], ($3)[g])
+                      order by y.lane, y.xid, y.msg_id limit ($4)[g]) as x) as m
+            left join mq.cancelled as c on c.queue_id = $1 and c.msg_id = m.msg_id),
+        runs as (
+            select y.g, min(y.no) as no, (array_agg(y.xid order by y.no))[1] as xid, (array_agg(y.msg_id order by y.no))[1] as msg_id, count(*)::int as n
+            from (select x.*, x.no - row_number() over (partition by x.g, x.is_cancelled and x.so_far <= 50 order by x.no) as run from m as x) as y
+            group by y.g, y.is_cancelled and y.so_far <= 50, y.run)
+        select count(*) filter (where r.g <= $5), array_agg(r.xid order by r.g, r.no), array_agg(r.msg_id order by r.g, r.no), array_agg(r.n order by r.g, r.no)
+        from runs as r
+        $x$, '{t}', _cut_out_cancelled.queue_id || '_' || _cut_out_cancelled.slot)
+        into born, xids, ids, counts using _cut_out_cancelled.queue_id, xids, ids, counts, born, _cut_out_cancelled.lane;
+end $f$;
+
+-- For who has opened it: settles them.
 create or replace function mq._drop_cancelled(queue_id int, slot int, lane smallint, block_no bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare

@@ -39,6 +39,7 @@ declare
     c_most     constant int := greatest(c_least, least(256, 32768 / p_n));
     b          record;
     r          record;
+    c          record;
     v_no       bigint;
     v_slices   int := c_least;
     v_drawn    bigint;
@@ -119,6 +120,13 @@ begin
     end if;
     if a_counts is null then
         return false;
+    end if;
+    if pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0 then
+        c := mq._cut_out_cancelled({q}, {k}, p_lane, v_born, a_xids, a_ids, a_counts);
+        v_born := c.born;
+        a_xids := c.xids;
+        a_ids := c.ids;
+        a_counts := c.counts;
     end if;
 
     -- Marks for the sweep: it need not look at blocks before low_block, laggards aside. One block behind, most
