@@ -12,7 +12,8 @@ create or replace function mq.alter_queue(
     retry_policy text default null,
     retry_delays interval[] default null,
     retry_jitter float8 default null,
-    priority_ageing interval default null
+    priority_ageing interval default null,
+    dedup_window interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -36,6 +37,7 @@ begin
     q.retry_delays := coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then q.retry_delays end);
     q.retry_jitter := coalesce(alter_queue.retry_jitter, q.retry_jitter);
     q.priority_ageing := nullif(coalesce(alter_queue.priority_ageing, q.priority_ageing), '0');
+    q.dedup_window := coalesce(alter_queue.dedup_window, q.dedup_window);
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
     q.segment_age := coalesce(alter_queue.segment_age, q.segment_age);
@@ -51,6 +53,7 @@ begin
         retry_delays = q.retry_delays,
         retry_jitter = q.retry_jitter,
         priority_ageing = q.priority_ageing,
+        dedup_window = q.dedup_window,
         retention = q.retention,
         notify = q.notify,
         segment_age = q.segment_age,
@@ -64,8 +67,8 @@ begin
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval) is
-'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline.
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval) is
+'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
 queue, and the settings of create_queue; of priority_ageing 0 is none.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify any queue; 0A000 a setting of a later version, or notify outside READ COMMITTED.
 Role: mq_admin.';

@@ -13,7 +13,8 @@ create or replace function mq.create_queue(
     retry_policy text default 'exponential',
     retry_delays interval[] default null,
     retry_jitter float8 default 0.5,
-    priority_ageing interval default null
+    priority_ageing interval default null,
+    dedup_window interval default '5 minutes'
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -24,7 +25,7 @@ begin
                             'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
     end if;
     if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists,
-                 retry_policy, retry_jitter) > 0 then
+                 retry_policy, retry_jitter, dedup_window) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
     q.name := create_queue.queue;
@@ -37,6 +38,7 @@ begin
     q.retry_delays := create_queue.retry_delays;
     q.retry_jitter := create_queue.retry_jitter;
     q.priority_ageing := nullif(create_queue.priority_ageing, '0');
+    q.dedup_window := create_queue.dedup_window;
     q.retention := create_queue.retention;
     q.notify := create_queue.notify;
     q.segment_age := create_queue.segment_age;
@@ -83,7 +85,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease''.
@@ -94,6 +96,7 @@ retry_backoff, retry_backoff_max: that wait after the first attempt, and the mos
 retry_delays: with ''list'', the wait after each attempt, the last one from then on.
 retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as chance says; default 0.5.
 priority_ageing: by how much the oldest message of a priority must wait to be one priority higher, so that nothing starves; default null: never.
+dedup_window: for how long a dedup_key is taken, from when its first message was enqueued; 0: until that message is settled; default 5 minutes.
 retention: 0.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.
