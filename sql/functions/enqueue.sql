@@ -73,7 +73,7 @@ priority: 0 to 9, 9 is delivered first; default 4. Within a priority the oldest 
 ttl: if it is not delivered so long from now, it becomes a dead letter, with the reason ''expired'', and is never delivered; default null: it waits for ever.
 ordering_key: of later versions, null.
 dedup_key: 1 to 512 bytes. While a message has it, which is for the dedup_window of the queue, no other is enqueued with it; default null. Somebody else''s open transaction that enqueues the same key is waited for.
-on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises; default ''keep''.
+on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises, ''replace'' cancels that message, if it waits, and enqueues this one in its place; default ''keep''. For replace read what cancel says.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an option of a later version.
+Raises: MQ001 no such queue; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an option of a later version, or ''replace'' not in READ COMMITTED.
 Role: mq_producer.';

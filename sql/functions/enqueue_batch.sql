@@ -74,7 +74,7 @@ comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamp
 queue: its name.
 payloads: JSON values, none of them null. headers: as many, or null for none.
 delay, deliver_at and the other options: as for enqueue, for all of them.
-dedup_keys: one for each payload, or null for none; equal ones make one message, the first. dedup_key, the same for all, makes one of all.
+dedup_keys: one for each payload, or null for none; equal ones make one message, the first, or with on_duplicate ''replace'' the last. dedup_key, the same for all, makes one of all.
 Returns: their msg_ids, in the order of payloads; where another message has the key, of that.
 Raises: MQ001 no such queue; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an option of a later version.
 Role: mq_producer.';

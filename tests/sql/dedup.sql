@@ -1,4 +1,4 @@
-select plan(82);
+select plan(101);
 
 -- Within the window a key has one message.
 select test.forget('dedup');
@@ -158,6 +158,57 @@ select mq.enqueue('dedup', '1', dedup_key => 'u', ttl => '1 hour') as msg_id \gs
 select format('update mq.log_%s_1 set extra = jsonb_set(extra, ''{e}'', ''1'') where msg_id = %s', test.queue_id('dedup'), :msg_id) \gexec
 select is_empty($$ select * from mq.dequeue('dedup') $$, 'a message expired');
 select is(pg_temp.free('u'), true, 'and its key is free, too');
+
+-- Replace: the last one counts, as long as the one before waits.
+select mq.purge_queue('dedup') \g /dev/null
+select mq.alter_queue('dedup', dedup_window => '5 minutes');
+select mq.enqueue('dedup', '"first"', dedup_key => 'k', delay => '1 hour') as first \gset
+select mq.enqueue('dedup', '"second"', '{"h": 2}', dedup_key => 'k', delay => '2 hours', priority => 7, on_duplicate => 'replace') as second \gset
+select isnt(:first, :second, 'what replaces another is a message of its own');
+select results_eq($$ select state, payload, headers, priority from mq.peek('dedup') $$, $$ values ('deferred', '"second"'::jsonb, '{"h": 2}'::jsonb, 7) $$,
+    'with its own payload, headers and priority');
+select ok((mq.message_status('dedup', :second)).due_at > clock_timestamp() + interval '1 hour 50 minutes', 'and delay');
+select is((mq.message_status('dedup', :first)).state, 'cancelled', 'the other one is cancelled');
+select is(mq.enqueue('dedup', '"third"', dedup_key => 'k'), :second::bigint, 'it has the key');
+begin;
+select mq.enqueue('dedup', '"third"', dedup_key => 'k', on_duplicate => 'replace') \g /dev/null
+rollback;
+select results_eq($$ select payload #>> '{}' from mq.peek('dedup') $$, array['second'], 'a rollback leaves the one that was');
+begin;
+select mq.enqueue('dedup', '"fourth"', dedup_key => 'k', delay => '1 hour', on_duplicate => 'replace') \g /dev/null
+select mq.enqueue('dedup', '"fifth"', dedup_key => 'k', delay => '1 hour', on_duplicate => 'replace') \g /dev/null
+select mq.enqueue('dedup', '"sixth"', dedup_key => 'k', on_duplicate => 'replace') \g /dev/null
+select mq.enqueue('dedup', '"seventh"', dedup_key => 'k', on_duplicate => 'replace') \g /dev/null
+commit;
+select results_eq($$ select state, payload #>> '{}' from mq.peek('dedup') $$, $$ values ('ready', 'seventh') $$, 'a transaction may replace its own');
+select test.make_due('dedup');
+-- A call that comes by what was cancelled may give nothing else.
+select coalesce(pg_temp.payloads(), '') as got \gset
+select is(coalesce(nullif(:'got', ''), pg_temp.payloads()), 'seventh', 'only the last one is delivered');
+select is(pg_temp.payloads(), null, 'however often one asks');
+select mq.enqueue('dedup', '"eighth"', dedup_key => 'k', on_duplicate => 'replace') as eighth \gset
+select is((select leased from mq.queue_stats('dedup')), 1::bigint, 'one that is leased stays as it is');
+select is(mq.enqueue('dedup', '"ninth"', dedup_key => 'k'), :eighth::bigint, 'and the next one has the key');
+select is(pg_temp.payloads(), 'eighth', 'and is delivered');
+select mq.enqueue_batch('dedup', '{1,2,3}', dedup_keys => '{a,b,c}') \g /dev/null
+select mq.enqueue_batch('dedup', '{4,5,6,7}', dedup_keys => '{b,d,b,null}', on_duplicate => 'replace') \g /dev/null
+select coalesce(pg_temp.payloads(), '') as got \gset
+select is(coalesce(nullif(:'got', ''), pg_temp.payloads()), '1 3 5 6 7', 'in a batch the last one of equal keys counts');
+select mq.alter_queue('dedup', dedup_window => '0');
+select mq.enqueue('dedup', '"m"', dedup_key => 'm') as one \gset
+select receipt from mq.dequeue('dedup') \gset
+select mq.enqueue('dedup', '"m again"', dedup_key => 'm', on_duplicate => 'replace') as two \gset
+select is(mq.ack('dedup', :'receipt'), 1, 'without a window the one that is leased may be settled');
+select is(pg_temp.free('m'), false, 'which does not free the key of the other');
+select is(mq.cancel('dedup', :two), true, 'who is cancelled');
+select is(pg_temp.free('m'), true, 'frees it');
+begin isolation level repeatable read;
+select throws_ok($$ select mq.enqueue('dedup', '1', dedup_key => 'm', on_duplicate => 'replace') $$, '0A000', null, 'to replace one must see what others do');
+commit;
+select mq.alter_queue('dedup', dedup_window => '1 hour');
+select mq.enqueue('dedup', '"n"', dedup_key => 'n') as one \gset
+select mq.cancel('dedup', :one) \g /dev/null
+select is(pg_temp.free('n'), true, 'who is cancelled frees a key that has a window, too');
 
 -- What is over is forgotten, in time.
 select mq.purge_queue('dedup') \g /dev/null

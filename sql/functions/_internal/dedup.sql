@@ -31,17 +31,18 @@ end $$;
 create or replace function mq._check_dedup(is_keyed boolean, on_duplicate text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if on_duplicate = 'replace' then
-        perform mq._not_yet('on_duplicate "replace"');
-    elsif on_duplicate not in ('keep', 'reject') then
-        perform mq._invalid('on_duplicate', format('"%s" is none of its values.', left(on_duplicate, 100)), 'Use ''keep'' or ''reject''.');
+    if on_duplicate not in ('keep', 'replace', 'reject') then
+        perform mq._invalid('on_duplicate', format('"%s" is none of its values.', left(on_duplicate, 100)), 'Use ''keep'', ''replace'' or ''reject''.');
     elsif on_duplicate is not null and not is_keyed then
         perform mq._invalid('on_duplicate', 'It is given without a dedup_key.', 'Give a dedup_key, too, or leave it out.');
+    elsif on_duplicate = 'replace' then
+        perform mq._check_isolation('enqueue with on_duplicate "replace"');
     end if;
 end $$;
 
 -- Gives a key to a message, its number drawn here unless it is given. Returns the message that has it: that one (is_new), or
--- another.
+-- another. With "replace" it is always that one; the other is cancelled if it waits, once the key is had: two who replace wait for
+-- each other there, with nothing else of mq in hand.
 create or replace function mq._enter_key(q mq.queue, dedup_key text, on_duplicate text, new_id bigint default null, out msg_id bigint, out is_new boolean)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -49,7 +50,7 @@ declare
 begin
     loop
         h := mq._key_holder(q.queue_id, _enter_key.dedup_key);
-        if h.msg_id is not null then
+        if h.msg_id is not null and on_duplicate is distinct from 'replace' then
             if on_duplicate = 'reject' then
                 perform mq._duplicate(q.name, h.msg_id);
             end if;
@@ -69,27 +70,30 @@ begin
         on conflict do nothing;
         exit when found;
     end loop;
+    perform mq._cancel(q, h.msg_id) where h.msg_id is not null;
     msg_id := new_id;
     is_new := true;
 end $$;
 
--- The same for many at once, some perhaps without a key. Of equal keys the first one counts. Numbers are drawn in the order of
+-- The same for many at once, some perhaps without a key. Of equal keys the first one counts; with "replace" the last. Numbers are drawn in the order of
 -- the messages; keys are taken in an order of their own, so that two batches never wait for each other.
 create or replace function mq._enter_keys(q mq.queue, dedup_keys text[], on_duplicate text, out ids bigint[], out are_new boolean[])
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    a_first int[];      -- where the key of each comes first
+    a_at    int[];      -- where that one is which counts
     v_i     int;
     e       record;
 begin
-    select array_agg(x.first order by x.i) into a_first
-    from (select u.i, case when u.key is null then u.i else min(u.i) over (partition by u.key) end::int as first
+    select array_agg(x.at order by x.i) into a_at
+    from (select u.i, case when u.key is null then u.i
+                           when on_duplicate = 'replace' then max(u.i) over (partition by u.key)
+                           else min(u.i) over (partition by u.key) end::int as at
           from unnest(dedup_keys) with ordinality as u (key, i)) as x;
     for i in 1 .. cardinality(dedup_keys) loop
         are_new[i] := false;
-        continue when a_first[i] < i;
+        continue when a_at[i] <> i;
         ids[i] := (mq._key_holder(q.queue_id, dedup_keys[i])).msg_id;
-        if ids[i] is null then
+        if ids[i] is null or on_duplicate = 'replace' then
             ids[i] := nextval(q.msg_ids);
             are_new[i] := true;
         elsif on_duplicate = 'reject' then
@@ -105,7 +109,7 @@ begin
         are_new[v_i] := e.is_new;
     end loop;
     for i in 1 .. cardinality(dedup_keys) loop
-        ids[i] := ids[a_first[i]];
+        ids[i] := ids[a_at[i]];
     end loop;
 end $$;
 
@@ -165,6 +169,14 @@ begin
     where h.msg_id = r.msg_id
     order by h.dedup_key
     on conflict do nothing;
+end $$;
+
+-- The same for a message that was cancelled, whatever the window. There is no index: who cancels reads everything in any case.
+create or replace function mq._forget_holder(queue_id int, msg_id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform mq._release_keys(d.queue_id, array[d.msg_id], array[d.dedup_key])
+    from mq.dedup as d where d.queue_id = _forget_holder.queue_id and d.msg_id = _forget_holder.msg_id;
 end $$;
 
 -- Deletes what is over since ten minutes, with what came before it of the same key; up to 50000 rows. A bit later than it might,
