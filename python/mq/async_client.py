@@ -64,6 +64,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -82,6 +83,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
         )
@@ -102,6 +104,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -119,6 +122,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                dedup_window=dedup_window,
             )
         )
 
@@ -156,6 +160,7 @@ class AsyncClient:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
     ) -> int:
         """Send a message, which exists once the caller's transaction commits: `mq.enqueue`."""
         return await self.call(
@@ -169,6 +174,7 @@ class AsyncClient:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
             )
         )
 
@@ -184,6 +190,8 @@ class AsyncClient:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
+        dedup_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`."""
         return await self.call(
@@ -197,6 +205,8 @@ class AsyncClient:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
+                dedup_keys=calls.maybe_list(dedup_keys),
             )
         )
 

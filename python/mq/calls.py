@@ -47,6 +47,7 @@ _RETRIES = {
     "retry_delays": "interval[]",
     "retry_jitter": "double precision",
 }
+_DEDUP = {"dedup_window": "interval"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -54,21 +55,22 @@ _OPTIONS = {
     "ordering_key": "text",
     "dedup_key": "text",
     "ttl": "interval",
+    "on_duplicate": "text",
 }
 _QUEUE = {"queue": "text"}
 _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES},
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES},
+    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_DEDUP},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_DEDUP},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
     "resume_queue": _QUEUE,
     "queues": {},
     "enqueue": {**_QUEUE, "payload": "jsonb", "headers": "jsonb", **_OPTIONS},
-    "enqueue_batch": {**_QUEUE, "payloads": "jsonb[]", "headers": "jsonb[]", **_OPTIONS},
+    "enqueue_batch": {**_QUEUE, "payloads": "jsonb[]", "headers": "jsonb[]", **_OPTIONS, "dedup_keys": "text[]"},
     "dequeue": {
         **_QUEUE,
         "n": "int",
@@ -248,8 +250,8 @@ unlisten = _void("unlisten")
 version: Function[str] = Function("version", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at) from stdin"
-COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz")
+COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, dedup_key) from stdin"
+COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "text")
 
 
 def copy_row(queue: str, item: object) -> Row:
@@ -260,6 +262,7 @@ def copy_row(queue: str, item: object) -> Row:
         Jsonb(message.payload),
         maybe_json(message.headers),
         message.deliver_at,
+        message.dedup_key,
     )
 
 

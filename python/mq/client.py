@@ -67,6 +67,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -82,6 +83,8 @@ class Client:
             retry_backoff_max: the longest such delay (default 1 hour).
             retry_delays: with 'list', the delay after each attempt, the last from then on.
             retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
+            dedup_window: for how long a dedup_key is taken (default 5 minutes); zero: until its
+                message is settled.
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -106,6 +109,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
         )
@@ -126,6 +130,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -147,6 +152,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                dedup_window=dedup_window,
             )
         )
 
@@ -200,6 +206,7 @@ class Client:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
     ) -> int:
         """Send a message, which exists once the caller's transaction commits: `mq.enqueue`.
 
@@ -211,14 +218,16 @@ class Client:
             deliver_at: not to be delivered before this time (aware).
             priority: higher goes first.
             ordering_key: messages of one key are delivered one after the other.
-            dedup_key: a second message with this key is not enqueued.
+            dedup_key: 1 to 512 bytes; while a message has it, no other is enqueued with it.
             ttl: worthless after this time.
+            on_duplicate: what to do where a message has the dedup_key: 'keep' (default) it, 'reject'
+                this one, or 'replace' it if it waits.
 
         Returns:
-            The msg_id.
+            The msg_id; with 'keep' perhaps that of the message which has the dedup_key.
 
         Raises:
-            QueueNotFound, InvalidArgument, NotSupported.
+            QueueNotFound, InvalidArgument, NotSupported, Duplicate.
         """
         return self.call(
             calls.enqueue(
@@ -231,6 +240,7 @@ class Client:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
             )
         )
 
@@ -246,17 +256,20 @@ class Client:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
+        dedup_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`.
 
         `headers`, if given, has one entry (or None) for each payload; the other options, as in
-        `enqueue`, hold for all.
+        `enqueue`, hold for all. `dedup_keys` has one key (or None) for each payload; of equal keys
+        the first one counts, or with ``on_duplicate='replace'`` the last.
 
         Returns:
             The msg_ids, in the order of the payloads.
 
         Raises:
-            QueueNotFound, InvalidArgument, NotSupported.
+            QueueNotFound, InvalidArgument, NotSupported, Duplicate.
         """
         return self.call(
             calls.enqueue_batch(
@@ -269,6 +282,8 @@ class Client:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
+                dedup_keys=calls.maybe_list(dedup_keys),
             )
         )
 

@@ -32,12 +32,14 @@ class Message:
         headers: a mapping for what is not business, such as a type or a trace id.
         deliver_at: not before this time (aware); None: at once.
         queue: the queue to send it to; None: the one that `copy_in` was called with.
+        dedup_key: as in `Client.enqueue`; None: none.
     """
 
     payload: object
     headers: dict[str, Any] | None = None
     deliver_at: datetime | None = None
     queue: str | None = None
+    dedup_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("MQ003", mq.LeaseLost),
         ("MQ004", mq.MalformedReceipt),
         ("MQ007", mq.TransactionTooLarge),
+        ("MQ009", mq.Duplicate),
         ("MQ999", mq.Error),
         ("3F000", mq.InstallationError),
         ("42883", mq.InstallationError),
@@ -104,7 +105,7 @@ def test_all_have_one_root_and_are_exported() -> None:
         (mq.InvalidArgument, lambda c, q: c.enqueue("nul \0 inside", 1)),
         (mq.MalformedReceipt, lambda c, q: c.ack(q, "nonsense")),
         (mq.NotSupported, lambda c, q: c.create_queue("t", mode="transaction")),
-        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, dedup_key="k")),
+        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, ordering_key="k")),
     ],
 )
 def test_bad_input(

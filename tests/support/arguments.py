@@ -113,6 +113,7 @@ def by_type(server_version: int) -> dict[str, Text]:
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
+        "text[]": arrays(WORDS.map(json.dumps), ['{"",null}', "{{a,b},{c,d}}", "[-1:1]={1,2,null}"]),
         "bigint[]": arrays(IDS, ["{1,null,1}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,3}"]),
     }
 
@@ -130,7 +131,7 @@ BY_NAME: dict[str, Text] = {
     ),
 }
 
-TO_COME = {"priority", "ordering_key", "dedup_key", "ttl", "result"}
+TO_COME = {"priority", "ordering_key", "ttl", "result"}
 """Arguments that every call refuses, in this version."""
 
 GOOD_INTERVALS = st.sampled_from(["1 microsecond", "1 millisecond", "1 second", "1 hour"])

@@ -70,6 +70,11 @@ def _settings(function: F) -> F:
             type=click.FloatRange(0, 1),
             help="Share of a delay that chance may take off.",
         ),
+        click.option(
+            "--dedup-window",
+            type=DURATION,
+            help="How long a dedup key is taken; 0: until its message is settled.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option(
             "--notify", type=click.Choice(["auto", "always", "never"]), help="When to NOTIFY."

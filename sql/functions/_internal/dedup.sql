@@ -124,7 +124,8 @@ begin
     end if;
     perform mq._check_key('dedup_key', dedup_key);
     perform mq._check_key('dedup_keys[' || u.i || ']', u.key) from unnest(dedup_keys) with ordinality as u (key, i);
-    return coalesce(dedup_keys, array_fill(dedup_key, array[messages]));
+    return case when dedup_keys is null then array_fill(dedup_key, array[messages])
+                else array(select u.key from unnest(dedup_keys) as u (key)) end;      -- counted from 1
 end $$;
 
 -- enqueue_batch with keys.
