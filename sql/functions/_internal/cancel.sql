@@ -119,6 +119,7 @@ begin
         end if;
     end loop;
     perform mq._in_use();
+    return false;
 end $$;
 
 -- For who is about to open a block, from these slices: what was cancelled behind the cursor, or while it was deferred, gets
