@@ -560,10 +560,10 @@ class Client:
         return self.call(calls.message_status(queue=queue, msg_id=msg_id))
 
     def cancel(self, queue: str, msg_id: int) -> bool:
-        """Withdraw a message that was not delivered yet; True if it worked: `mq.cancel`.
+        """Withdraw a message that waits; False: it is leased, done, dead or not there: `mq.cancel`.
 
         Raises:
-            QueueNotFound, NotSupported.
+            QueueNotFound, NotSupported: not in READ COMMITTED.
         """
         return self.call(calls.cancel(queue=queue, msg_id=msg_id))
 

@@ -31,6 +31,7 @@ begin
         end if;
     end loop;
     perform mq._in_use();
+    return false;
 end $$;
 
 comment on function mq.cancel(text, bigint) is

@@ -301,6 +301,18 @@ def test_queues_are_made_listed_changed_and_dropped(ok: Cli, cli: Cli) -> None:
     assert ok("queue", "list", "--json").json == []
 
 
+def test_a_message_is_taken_back(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q")
+    ok("enqueue", "q", "1", "--ttl", "1h")
+    ok("enqueue", "q", "2", "--delay", "1h")
+    assert ok("cancel", "q", "1").out == "message 1 cancelled\n"
+    assert ok("cancel", "q", "2", "--json").json == {"cancelled": True}
+    again = cli("cancel", "q", "1")
+    assert again.code == 1
+    assert "does not wait" in again.err
+    assert ok("peek", "q", "--json").json == []
+
+
 def test_a_message_goes_in_and_out(ok: Cli, cli: Cli) -> None:
     ok("queue", "create", "q")
     assert ok("enqueue", "q", '{"x": 1.10}', "--headers", '{"h": 1}').out == "1\n"

@@ -322,9 +322,30 @@ def test_copy_in_is_all_or_nothing(client: mq.Client, queue: str) -> None:
     assert client.dequeue(queue, 10) == []
 
 
+def test_cancel(client: mq.Client, queue: str) -> None:
+    waits, leased = client.enqueue(queue, 1, delay=timedelta(hours=1)), client.enqueue(queue, 2)
+    assert [message.payload for message in client.dequeue(queue, 10)] == [2]
+    assert client.cancel(queue, waits)
+    assert not client.cancel(queue, waits)
+    assert not client.cancel(queue, leased)
+    status = client.message_status(queue, waits)
+    assert status is not None
+    assert status.state == "cancelled"
+
+
+def test_time_to_live(client: mq.Client, queue: str) -> None:
+    late = client.enqueue(queue, "late", ttl=timedelta(microseconds=1))
+    client.enqueue_batch(queue, ["in", "time"], ttl=timedelta(hours=1))
+    assert [message.payload for message in client.dequeue(queue, 10)] == ["in", "time"]
+    (dead,) = client.dead_letters(queue)
+    assert (dead.msg_id, dead.reason, dead.attempts) == (late, "expired", 0)
+    with pytest.raises(mq.InvalidArgument):
+        client.enqueue(queue, 1, ttl=timedelta(minutes=1), delay=timedelta(minutes=2))
+
+
 def test_what_is_not_supported_says_so(client: mq.Client, queue: str) -> None:
     with pytest.raises(mq.NotSupported) as caught:
-        client.cancel(queue, client.enqueue(queue, 1))
+        client.enqueue(queue, 1, dedup_key="k")
     assert caught.value.hint
 
 

@@ -93,15 +93,15 @@ begin
     foreach v_set in array array['0', '1'] loop
         v_set := test.queue_id(make_due.queue) || '_' || v_set;
         -- Timers lie ahead of the promoter's cursor, and must stay there.
-        execute replace(replace($x$
+        execute replace(replace(replace($x$
             with p as (
                 select l.lane, coalesce(x.due_at, '2000-01-01') as due_at, coalesce(x.due_xid, '0') as due_xid, coalesce(x.due_id, 0) as due_id
-                from unnest(mq._lanes({q})) as l (lane) left join mq._promotions('{d}') as x on x.lane = l.lane),
+                from unnest(mq._lanes({q})) as l (lane) left join mq._promotions({q}, {g}) as x on x.lane = l.lane),
             t as (
                 select x.*, greatest(p.due_at, '2000-01-01') + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved
                 from mq.timer_{d} as x join p on p.lane = x.lane where (x.due_at, x.xid, x.msg_id) > (p.due_at, p.due_xid, p.due_id))
             update mq.timer_{d} as y set due_at = t.moved from t where t.xid = y.xid and t.msg_id = y.msg_id
-            $x$, '{d}', v_set), '{q}', split_part(v_set, '_', 1));
+            $x$, '{d}', v_set), '{q}', split_part(v_set, '_', 1)), '{g}', split_part(v_set, '_', 2));
         execute replace($x$
             with t as (
                 select x.ctid, '2001-01-01'::timestamptz + row_number() over (order by x.due_at, x.xid, x.msg_id) * interval '1 microsecond' as moved

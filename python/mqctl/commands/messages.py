@@ -1,4 +1,4 @@
-"""enqueue, dequeue, ack, nack, peek."""
+"""enqueue, cancel, dequeue, ack, nack, peek."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH_BYTES = 8 * 1024 * 1024
 
 def register(root: Group) -> None:
     """Adds the commands of this module."""
-    for command in (enqueue, dequeue, ack, nack, peek):
+    for command in (enqueue, cancel, dequeue, ack, nack, peek):
         root.add_command(command)
 
 
@@ -303,6 +303,28 @@ def _settled(count: int, what: str, as_json: bool) -> None:
         raise refuse("Nothing was settled: the lease was lost, or settled before.")
     if not as_json:
         click.echo(f"{plural(count, 'message')} {what}")
+
+
+@click.command(cls=Group.command_class)
+@click.argument("queue")
+@click.argument("msg_id", type=int)
+@json_option
+@pass_session
+def cancel(session: Session, queue: str, msg_id: int, as_json: bool) -> None:
+    """Take back a message that nobody has yet.
+
+    \b
+    Examples:
+      mqctl cancel mail 17
+    """
+    with session.connect() as conn:
+        cancelled = value(conn, "cancel", queue=queue, msg_id=msg_id)
+    if as_json:
+        print_json({"cancelled": cancelled})
+    if not cancelled:
+        raise refuse(f"Message {msg_id} does not wait: it is leased, done, dead, or not there.")
+    if not as_json:
+        click.echo(f"message {msg_id} cancelled")
 
 
 @click.command(cls=Group.command_class)

@@ -289,13 +289,13 @@ begin
 end $f$;
 
 -- The cursors of a deferral set: the newest row of each lane.
-create or replace function mq._promotions(deferral text) returns table (lane smallint, due_at timestamptz, due_xid xid8, due_id bigint, taken bigint)
+create or replace function mq._promotions(queue_id int, generation int) returns table (lane smallint, due_at timestamptz, due_xid xid8, due_id bigint, taken bigint)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     return query execute format(
-        'select c.* from unnest(mq._lanes(%s)) as l (lane) cross join lateral ('
-        ' select x.lane, x.due_at, x.due_xid, x.due_id, x.taken from mq.promotion_%s as x'
-        ' where x.lane = l.lane order by x.lane desc, x.no desc limit 1) as c', split_part(_promotions.deferral, '_', 1), _promotions.deferral);
+        'select c.* from unnest(mq._lanes(%1$s)) as l (lane) cross join lateral ('
+        ' select x.lane, x.due_at, x.due_xid, x.due_id, x.taken from mq.promotion_%1$s_%2$s as x'
+        ' where x.lane = l.lane order by x.lane desc, x.no desc limit 1) as c', _promotions.queue_id, _promotions.generation);
 end $f$;
 
 -- Puts messages aside until they are due. Their transaction never receives them itself.
@@ -337,7 +337,8 @@ declare
 begin
     if (v_value >> 33) & 1 = 0 then
         -- The cursor of a clock that was wrong would hold up what comes until that time.
-        execute format('select bool_or(p.due_at > clock_timestamp() + interval ''1 second'') from mq._promotions(%L) as p', v_open) into v_ahead;
+        execute format('select bool_or(p.due_at > clock_timestamp() + interval ''1 second'') from mq._promotions(%s, %s) as p', _rotate_deferral.queue_id, (v_value >> 32) & 1)
+            into v_ahead;
         if v_ahead then
             perform mq._write_register(_rotate_deferral.queue_id, _rotate_deferral.register, 3::bigint << 32, (~v_value & (1::bigint << 32)) | (1::bigint << 33));
             return 'changed over, as its cursor is in the future';
@@ -345,8 +346,8 @@ begin
         if pg_relation_size(('mq.deferred_' || v_open)::regclass) < 4194304 then
             return null;
         end if;
-        execute format('select (select count(*) from mq.deferred_%1$s), (select coalesce(sum(p.taken), 0) from mq._promotions(%1$L) as p)', v_open)
-            into v_rows, v_taken;
+        execute format('select (select count(*) from mq.deferred_%1$s_%2$s), (select coalesce(sum(p.taken), 0) from mq._promotions(%1$s, %2$s) as p)',
+                       _rotate_deferral.queue_id, (v_value >> 32) & 1) into v_rows, v_taken;
         if v_taken < v_rows * 3 / 4 then
             return null;
         end if;

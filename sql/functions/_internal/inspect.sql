@@ -164,12 +164,13 @@ begin
         execute replace($x$
             select t.due_at
             from (select 1) as one
-            left join mq._promotions('{d}') as c on c.lane = $1
+            left join mq._promotions($2, $3) as c on c.lane = $1
             cross join lateral (
                 select x.due_at from mq.timer_{d} as x
                 where x.lane = $1 and (x.due_at, x.xid, x.msg_id) > (coalesce(c.due_at, '-infinity'), coalesce(c.due_xid, '0'), coalesce(c.due_id, 0))
                 order by x.lane, x.due_at, x.xid, x.msg_id limit 1) as t
-            $x$, '{d}', _oldest_due.queue_id || '_' || v_generation) into v_due using _oldest_due.lane;
+            $x$, '{d}', _oldest_due.queue_id || '_' || v_generation)
+            into v_due using _oldest_due.lane, _oldest_due.queue_id, v_generation;
         v_oldest := least(v_oldest, v_due);
     end loop;
     return case when v_oldest <= clock_timestamp() then v_oldest end;
@@ -179,8 +180,8 @@ create or replace function mq._count_deferral(queue_id int, generation int, out 
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
-        select (select count(*) from mq.deferred_{d}) - (select coalesce(sum(p.taken), 0) from mq._promotions('{d}') as p)
-        $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into waiting;
+        select (select count(*) from mq.deferred_{d}) - (select coalesce(sum(p.taken), 0) from mq._promotions($1, $2) as p)
+        $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into waiting using _count_deferral.queue_id, _count_deferral.generation;
     due := 0;
     if waiting > 0 then
         execute replace($x$

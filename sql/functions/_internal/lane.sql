@@ -28,7 +28,7 @@ declare
     v_used bigint := pg_sequence_last_value(to_regclass('mq.lanes_' || _lanes.queue_id));
 begin
     if v_used is null then
-        return '{0}';
+        return '{0}'::smallint[];
     end if;
     return array(select x from unnest('{19,18,17,16,15,0,14,13,12,11,10}'::smallint[]) as x where x = 0 or v_used & (1::bigint << x - 10) <> 0);
 end $$;
