@@ -117,6 +117,11 @@ def by_type(server_version: int) -> dict[str, Text]:
     }
 
 
+# Not seconds, or the tests would take hours.
+WAITS = st.sampled_from(
+    ["0", "1 millisecond", "3 milliseconds", "-1 second", "21 seconds", "100 years"]
+)
+
 # What gets further than a random word or number would.
 BY_NAME: dict[str, Text] = {
     "mode": st.sampled_from(["lease", "lease", "transaction", "LEASE", ""]),
@@ -124,13 +129,11 @@ BY_NAME: dict[str, Text] = {
     "subscription": st.sampled_from(["default", "default", "default", "other", ""]),
     "retention": st.sampled_from(["0", "0", "1 second", "-1 second"]),
     "n": st.integers(1, 9).map(str) | INTS,
-    # Not seconds, or the tests would take hours.
-    "wait": st.sampled_from(
-        ["0", "1 millisecond", "3 milliseconds", "-1 second", "21 seconds", "100 years"]
-    ),
+    "wait": WAITS,
+    "timeout": WAITS,
 }
 
-TO_COME = {"priority", "ordering_key", "dedup_key", "ttl", "result"}
+TO_COME = {"priority", "ordering_key", "dedup_key", "ttl"}
 """Arguments that every call refuses, in this version."""
 
 GOOD_INTERVALS = st.sampled_from(["1 microsecond", "1 millisecond", "1 second", "1 hour"])
