@@ -1,4 +1,4 @@
-select plan(26);
+select plan(28);
 
 select test.forget('report');
 select mq.create_queue('report', max_attempts => 2);
@@ -28,6 +28,12 @@ select is(mq.report('report', :'r', 3, '"late"'), true, 'a lease that ran out ho
 select is(mq.sweep_stale('report'), 2, 'it is taken back');
 select is(mq.report('report', :'r', 3, '"lost"'), false, 'then it is lost');
 select is(pg_temp.progress(3), '"late"', 'what was reported before stays, until the next attempt reports');
+
+-- Of another lane.
+select mq.enqueue('report', '9', priority => 9) as id \gset
+select receipt as r from mq.dequeue('report') \gset
+select is(mq.report('report', :'r', :id, '"urgent"'), true, 'a message with a priority is reported of as any other');
+select is(pg_temp.progress(:id), '"urgent"', 'and message_status tells');
 
 -- In a transaction with an old snapshot.
 select receipt as r, msg_id as id from mq.dequeue('report') \gset

@@ -1,4 +1,4 @@
-select plan(30);
+select plan(31);
 
 select test.forget('wait_for');
 select mq.create_queue('wait_for');
@@ -41,6 +41,8 @@ select mq.enqueue('wait_for', '7') as own \gset
 select throws_ok(format($$ select mq.wait_for('wait_for', %s) $$, :own), '22023', null, 'so is a message of the very transaction');
 select mq.enqueue('wait_for', '8', delay => '1 second') as own \gset
 select throws_ok(format($$ select mq.wait_for('wait_for', %s) $$, :own), '22023', null, 'a delayed one too');
+select mq.enqueue('wait_for', '8', priority => 9) as own \gset
+select throws_ok(format($$ select mq.wait_for('wait_for', %s) $$, :own), '22023', null, 'one with a priority');
 savepoint s;
 select mq.enqueue('wait_for', '9') as own \gset
 release savepoint s;

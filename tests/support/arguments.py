@@ -20,6 +20,10 @@ def spread(edges: Iterable[int], low: int, high: int) -> Text:
 
 INTS = spread((0, 1, 2, 3, 10, 100, 10_000, 10_001, 32_000, 32_001, -1), -(2**31), 2**31 - 1)
 IDS = spread((*range(-1, 30), 2**63 - 1, -(2**63)), -(2**63), 2**63 - 1)
+FLOATS = st.one_of(
+    st.sampled_from(["0", "0.5", "1", "-0", "1.5", "NaN", "Infinity", "-Infinity", "1e-300"]),
+    st.floats(0, 1).map(repr),
+)
 BOOLEANS = st.sampled_from(["true", "false"])
 
 _INTERVALS = (
@@ -109,7 +113,9 @@ def by_type(server_version: int) -> dict[str, Text]:
         "bigint": IDS,
         "boolean": BOOLEANS,
         "text": WORDS,
+        "double precision": FLOATS,
         "interval": intervals(server_version),
+        "interval[]": arrays(intervals(server_version), ["{0,null,0}", "{{0},{0}}"]),
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
@@ -136,6 +142,9 @@ BY_NAME: dict[str, Text] = {
 TO_COME = {"priority", "ordering_key", "dedup_key", "ttl"}
 """Arguments that every call refuses, in this version."""
 
+ALWAYS = {"timeout"}
+"""Given in every call: the default takes too long."""
+
 GOOD_INTERVALS = st.sampled_from(["1 microsecond", "1 millisecond", "1 second", "1 hour"])
 """For whatever takes an interval: most others are refused."""
 
@@ -159,8 +168,8 @@ def given(
 ) -> SearchStrategy[dict[str, str | None]]:
     """Arguments of one call: what is required, and up to two others."""
     by_name = {a.name: or_null(values(a, types, names)) for a in arguments}
-    required = {a.name: by_name[a.name] for a in arguments if not a.optional}
-    optional = [a.name for a in arguments if a.optional and a.name not in TO_COME] * 3
+    required = {a.name: by_name[a.name] for a in arguments if not a.optional or a.name in ALWAYS}
+    optional = [a.name for a in arguments if a.optional and a.name not in TO_COME | ALWAYS] * 3
     optional += [a.name for a in arguments if a.optional and a.name in TO_COME]
     if not optional:
         return st.fixed_dictionaries(required)

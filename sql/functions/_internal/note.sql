@@ -47,30 +47,34 @@ begin
     return v_holds;
 end $$;
 
--- Whether this transaction itself enqueued a message, or put it back: nobody else sees it before this commits. What it
+-- Whether this transaction itself enqueued a message, or put it back: nobody else sees that before it commits. What it
 -- locked to look is given back, as in _look_at.
 create or replace function mq._is_own(q mq.queue, msg_id bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
     v_own   xid8 := pg_current_xact_id_if_assigned();
-    v_table text;
+    v_lanes smallint[] := mq._lanes(q.queue_id);
+    v_slot  int;
     v_found boolean := false;
 begin
-    if v_own is not null then
-        for v_table in
-            select 'log_' || q.queue_id || '_' || s.slot || ' as x where x.lane = 0 and'
-            from (select g.slot from mq.segment as g where g.queue_id = q.queue_id
-                  union select (pg_sequence_last_value(q.register) & 65535)::int) as s
-            union all
-            select 'deferred_' || q.queue_id || '_' || g || ' as x where' from generate_series(0, 1) as g
-        loop
-            execute 'select exists (select from mq.' || v_table || ' x.xid = $1 and x.msg_id = $2)' into v_found using v_own, _is_own.msg_id;
-            exit when v_found;
-        end loop;
-        raise exception using errcode = 'MQ000';
+    if v_own is null then
+        return false;
     end if;
-    return false;
+    for v_slot in
+        select g.slot from mq.segment as g where g.queue_id = q.queue_id
+        union select (pg_sequence_last_value(q.register) & 65535)::int
+    loop
+        execute format('select exists (select from mq.log_%s_%s as x where x.lane = any ($1) and x.xid = $2 and x.msg_id = $3)', q.queue_id, v_slot)
+            into v_found using v_lanes, v_own, _is_own.msg_id;
+        exit when v_found;
+    end loop;
+    if not v_found then
+        execute replace('select exists (select from mq.deferred_{q}_0 as x where x.xid = $1 and x.msg_id = $2)'
+                        ' or exists (select from mq.deferred_{q}_1 as x where x.xid = $1 and x.msg_id = $2)', '{q}', q.queue_id::text)
+            into v_found using v_own, _is_own.msg_id;
+    end if;
+    raise exception using errcode = 'MQ000';
 exception
     when sqlstate 'MQ000' then
         return v_found;
