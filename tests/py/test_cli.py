@@ -613,7 +613,7 @@ def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
     ok("enqueue", "q", "1")
     ok("enqueue", "q", "2")
     early = cli("wait", "q", "1", "--timeout", "10ms")
-    assert (early.code, early.err) == (1, "error: Message 1 is not done yet.\n")
+    assert (early.code, early.err) == (1, "Message 1 is not done yet.\n")
     assert cli("wait", "q", "1", "--timeout", "0s", "--json").json == {
         "done": False,
         "result": None,
