@@ -51,6 +51,8 @@ begin
             v_look_at := clock_timestamp() + greatest(interval '1 second', 10 * (clock_timestamp() - v_begun));
             if v_state.state = 'completed' then
                 return coalesce(v_state.result, 'null');
+            elsif v_state.state in ('dead', 'cancelled') then       -- also what expired, and nobody has buried yet
+                perform mq._message_dead(wait_for.queue, wait_for.msg_id, coalesce(v_state.reason, v_state.state));
             elsif v_state.state is null and (v_is_seen or v_is_last) then
                 -- Null would say: ask again. One that was not seen yet may be in a transaction that is still to commit.
                 perform mq._invalid('msg_id', format('There is no message %s: it is forgotten, or its transaction was rolled back or is not over.', wait_for.msg_id),
@@ -71,5 +73,5 @@ queue: its name.
 msg_id: as enqueue returned it.
 timeout: at most so long, 0 to 20 seconds; default 20 seconds.
 Returns: the result that ack was given; ''null'' if it was done without one (that may be noticed seconds later); an SQL null: it is not done yet, ask again.
-Raises: MQ001 no such queue; MQ010 the message is dead, its reason is the DETAIL; 22004 a null argument; 22023 a bad timeout, a msg_id that was never given out, is forgotten or was enqueued by this very transaction; 0A000 not in READ COMMITTED.
+Raises: MQ001 no such queue; MQ010 the message is dead, its reason is the DETAIL, or cancelled; 22004 a null argument; 22023 a bad timeout, a msg_id that was never given out, is forgotten or was enqueued by this very transaction; 0A000 not in READ COMMITTED.
 Role: mq_producer, mq_consumer.';

@@ -1,4 +1,4 @@
-select plan(31);
+select plan(33);
 
 select test.forget('wait_for');
 select mq.create_queue('wait_for');
@@ -33,8 +33,14 @@ select is(pg_temp.detail($$ select mq.wait_for('wait_for', 4) $$), 'no such cust
 select mq.redrive('wait_for');
 select is(mq.wait_for('wait_for', 4, '0'), null, 'one that is tried again is waited for again');
 
+select mq.enqueue('wait_for', '7') as id \gset
+select mq.cancel('wait_for', :id);
+select is(pg_temp.detail(format($$ select mq.wait_for('wait_for', %s, '0') $$, :id)), 'cancelled', 'so is one that was cancelled');
+select mq.enqueue('wait_for', '8', ttl => '1 microsecond') as id \gset
+select is(pg_temp.detail(format($$ select mq.wait_for('wait_for', %s, '0') $$, :id)), 'expired', 'or expired, though nobody has buried it yet');
+
 -- What can never come.
-select throws_ok($$ select mq.wait_for('wait_for', 7, '0') $$, '22023', null, 'a number that was never given out is an error');
+select throws_ok($$ select mq.wait_for('wait_for', 9, '0') $$, '22023', null, 'a number that was never given out is an error');
 select throws_ok($$ select mq.wait_for('wait_for', 0, '0') $$, '22023', null, 'so is 0');
 begin;
 select mq.enqueue('wait_for', '7') as own \gset
@@ -55,6 +61,8 @@ select throws_ok(format($$ select mq.wait_for('wait_for', %s, '0') $$, :own), '2
 select throws_ok(format($$ select mq.wait_for('wait_for', mq.enqueue('wait_for', '10')) $$), '22023', null, 'one enqueued by the same statement neither');
 
 -- The segment goes, the result stays.
+select mq.ack('wait_for', receipt, result => '"late"') from (select distinct receipt from mq.dequeue('wait_for', 10)) as d;
+select mq.ack('wait_for', receipt, result => '"late"') from (select distinct receipt from mq.dequeue('wait_for', 10)) as d;
 select mq.ack('wait_for', receipt, result => '"late"') from (select distinct receipt from mq.dequeue('wait_for', 10)) as d;
 select mq.ack('wait_for', receipt, result => '"late"') from (select distinct receipt from mq.dequeue('wait_for', 10)) as d;
 select mq.rotate_segment('wait_for');
