@@ -21,6 +21,7 @@
 \ir functions/_internal/redeliver.sql
 \ir functions/_internal/cancel.sql
 \ir functions/_internal/segment.sql
+\ir functions/_internal/note.sql
 \ir functions/_internal/inspect.sql
 \ir functions/_internal/repair.sql
 \ir functions/_internal/inbox.sql
@@ -38,6 +39,8 @@
 \ir functions/ack.sql
 \ir functions/nack.sql
 \ir functions/extend.sql
+\ir functions/report.sql
+\ir functions/wait_for.sql
 \ir functions/sweep_stale.sql
 \ir functions/maintain.sql
 \ir functions/rotate_segment.sql

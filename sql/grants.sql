@@ -1,9 +1,9 @@
 -- Who may do what. Everything is taken away first, every time: old rights survive "create or replace".
 do $$
 declare
-    c_producer constant text[] := array['enqueue', 'enqueue_batch', 'cancel', 'queues', 'queue_stats', 'message_status', 'cron_next', 'version'];
-    c_consumer constant text[] := array['dequeue', 'ack', 'nack', 'extend', 'sweep_stale', 'maintain', 'next_due', 'listen', 'unlisten',
-                                        'dead_letters', 'peek', 'queues', 'queue_stats', 'message_status', 'cron_next', 'version'];
+    c_producer constant text[] := array['enqueue', 'enqueue_batch', 'cancel', 'queues', 'queue_stats', 'message_status', 'wait_for', 'cron_next', 'version'];
+    c_consumer constant text[] := array['dequeue', 'ack', 'nack', 'extend', 'report', 'sweep_stale', 'maintain', 'next_due', 'listen', 'unlisten',
+                                        'dead_letters', 'peek', 'queues', 'queue_stats', 'message_status', 'wait_for', 'cron_next', 'version'];
     c_admin    constant text[] := array['create_queue', 'alter_queue', 'drop_queue', 'purge_queue', 'pause_queue', 'resume_queue',
                                         'rotate_segment', 'redrive', 'purge_dead_letters'];
     v_role     text;

@@ -13,6 +13,7 @@ from .errors import (
     InvalidState,
     LeaseLost,
     MalformedReceipt,
+    MessageDead,
     NotSupported,
     PermissionDenied,
     QueueExists,
@@ -31,6 +32,7 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "MaintenanceAction",
     "MalformedReceipt",
     "Message",
+    "MessageDead",
     "MessageStatus",
     "NotSupported",
     "PeekedMessage",
@@ -61,6 +64,7 @@ __all__ = [
     "QueueInfo",
     "QueueNotFound",
     "QueueStats",
+    "Result",
     "RetryTransaction",
     "TransactionTooLarge",
     "Undecodable",

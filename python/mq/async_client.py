@@ -21,6 +21,7 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
 )
 
 __all__ = ["AsyncClient"]
@@ -64,6 +65,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        result_retention: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -82,6 +84,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                result_retention=result_retention,
                 if_not_exists=if_not_exists,
             )
         )
@@ -102,6 +105,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        result_retention: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -119,6 +123,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                result_retention=result_retention,
             )
         )
 
@@ -288,6 +293,12 @@ class AsyncClient:
         )
         return until
 
+    async def report(self, queue: str, receipt: str, msg_id: int, progress: object) -> bool:
+        """Say how far the work on a leased message is, for `message_status`: `mq.report`."""
+        return await self.call(
+            calls.report(queue=queue, receipt=receipt, msg_id=msg_id, progress=calls.json(progress))
+        )
+
     async def listen(self, queue: str) -> None:
         """Hear of new messages on this connection, from the commit on: `mq.listen`."""
         await self.call(calls.listen(queue=queue))
@@ -350,6 +361,12 @@ class AsyncClient:
     async def message_status(self, queue: str, msg_id: int) -> MessageStatus | None:
         """Where a message stands; None: it is forgotten: `mq.message_status`."""
         return await self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    async def wait_for(
+        self, queue: str, msg_id: int, timeout: timedelta | None = None
+    ) -> Result | None:
+        """Wait until a message is done, and get its result; None: not yet: `mq.wait_for`."""
+        return await self.call(calls.wait_for(queue=queue, msg_id=msg_id, timeout=timeout))
 
     async def cancel(self, queue: str, msg_id: int) -> bool:
         """Withdraw a message that was not delivered yet; True if it worked: `mq.cancel`."""

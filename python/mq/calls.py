@@ -26,6 +26,7 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
 )
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ _RETRIES = {
     "retry_delays": "interval[]",
     "retry_jitter": "double precision",
 }
+_RESULTS = {"result_retention": "interval"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -60,8 +62,8 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES},
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES},
+    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_RESULTS},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_RESULTS},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
@@ -87,6 +89,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "count_attempt": "boolean",
     },
     "extend": {**_LEASE, "visibility_timeout": "interval"},
+    "report": {**_LEASE, "msg_id": "bigint", "progress": "jsonb"},
     "sweep_stale": _QUEUE,
     "maintain": _QUEUE,
     "rotate_segment": _QUEUE,
@@ -96,6 +99,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "purge_dead_letters": {**_QUEUE, "older_than": "interval"},
     "peek": {**_QUEUE, "n": "int"},
     "message_status": {**_QUEUE, "msg_id": "bigint"},
+    "wait_for": {**_QUEUE, "msg_id": "bigint", "timeout": "interval"},
     "cancel": {**_QUEUE, "msg_id": "bigint"},
     "queue_stats": _QUEUE,
     "listen": _QUEUE,
@@ -214,7 +218,20 @@ def _columns(kind: Any) -> tuple[str, ...]:
 
 
 def _status(rows: list[Row]) -> MessageStatus | None:
-    return MessageStatus(*rows[0]) if rows and rows[0][0] is not None else None
+    return MessageStatus(*_decoded(rows)) if rows and rows[0][0] is not None else None
+
+
+def _result(rows: list[Row]) -> Result | None:
+    value, is_done = _decoded(rows)
+    return Result(value) if is_done else None
+
+
+def _decoded(rows: list[Row]) -> Row:
+    """The one row, of a message that the caller named."""
+    for value in rows[0]:
+        if isinstance(value, Undecoded):
+            raise Undecodable([], [value.text], value.reason)
+    return rows[0]
 
 
 create_queue = _void("create_queue")
@@ -230,6 +247,7 @@ dequeue = _messages("dequeue", Delivery)
 ack: Function[int] = Function("ack", _value)
 nack: Function[int] = Function("nack", _value)
 extend: Function[Any] = Function("extend", _value)
+report: Function[bool] = Function("report", _value)
 sweep_stale: Function[int] = Function("sweep_stale", _value)
 maintain = _table("maintain", MaintenanceAction)
 rotate_segment = _void("rotate_segment")
@@ -240,6 +258,10 @@ purge_dead_letters: Function[int] = Function("purge_dead_letters", _value)
 peek = _messages("peek", PeekedMessage)
 message_status: Function[MessageStatus | None] = Function(
     "message_status", _status, _columns(MessageStatus)
+)
+#: JSON's null and SQL's are both None in Python, so the statement tells them apart.
+wait_for: Function[Result | None] = Function(
+    "wait_for", _result, ("wait_for", "wait_for is not null")
 )
 cancel: Function[bool] = Function("cancel", _value)
 queue_stats = _table("queue_stats", QueueStats)
@@ -263,9 +285,14 @@ def copy_row(queue: str, item: object) -> Row:
     )
 
 
+def json(value: object) -> Jsonb:
+    """JSON, of which None is the null; what is `Jsonb` already stays as it is."""
+    return value if isinstance(value, Jsonb) else Jsonb(value)
+
+
 def maybe_json(value: object) -> Jsonb | None:
-    """JSON; None stays SQL's null, as headers and results want it (not so a payload)."""
-    return None if value is None else Jsonb(value)
+    """The same, but None stays SQL's null, as headers and results want it (not so a payload)."""
+    return None if value is None else json(value)
 
 
 def json_array(values: Iterable[object]) -> list[Jsonb]:

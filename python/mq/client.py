@@ -21,6 +21,7 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
 )
 
 __all__ = ["Client"]
@@ -67,6 +68,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        result_retention: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -86,6 +88,7 @@ class Client:
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
             segment_bytes: how big a segment gets before the next one, in bytes.
+            result_retention: how long results and progress are kept (default 1 hour).
             if_not_exists: True: a queue that exists already is left as it is.
 
         Raises:
@@ -106,6 +109,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                result_retention=result_retention,
                 if_not_exists=if_not_exists,
             )
         )
@@ -126,6 +130,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        result_retention: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -147,6 +152,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                result_retention=result_retention,
             )
         )
 
@@ -358,7 +364,8 @@ class Client:
             msg_ids: which of its messages; None: all that are left.
             strict: True: raise if any of them was lost, so that the caller's transaction rolls back
                 with its other writes.
-            result: any value that `json` can write, kept with the message.
+            result: any value that `json` can write, kept for each of these messages, for `wait_for`
+                and `message_status`; None: no result (JSON's null is ``Jsonb(None)``).
 
         Returns:
             How many were settled; 0: the lease was lost, or settled before.
@@ -431,6 +438,27 @@ class Client:
             calls.extend(queue=queue, receipt=receipt, visibility_timeout=visibility_timeout)
         )
         return until
+
+    def report(self, queue: str, receipt: str, msg_id: int, progress: object) -> bool:
+        """Say how far the work on a leased message is, for `message_status`: `mq.report`.
+
+        It is seen once the caller's transaction commits. The lease is not made longer.
+
+        Args:
+            queue: the queue.
+            receipt: of the lease.
+            msg_id: which of its messages.
+            progress: any value that `json` can write; None is JSON's null.
+
+        Returns:
+            False: the lease is lost, or has no such message left.
+
+        Raises:
+            QueueNotFound, MalformedReceipt, RetryTransaction.
+        """
+        return self.call(
+            calls.report(queue=queue, receipt=receipt, msg_id=msg_id, progress=calls.json(progress))
+        )
 
     def listen(self, queue: str) -> None:
         """Hear of new messages on this connection, from the commit on: `mq.listen`.
@@ -558,6 +586,25 @@ class Client:
             QueueNotFound.
         """
         return self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    def wait_for(self, queue: str, msg_id: int, timeout: timedelta | None = None) -> Result | None:
+        """Wait until a message is done, and get its result: `mq.wait_for`.
+
+        Commit what enqueued it first: nobody can work on it before.
+
+        Args:
+            queue: the queue.
+            msg_id: of the message.
+            timeout: at most so long, up to 20 seconds (default 20 seconds).
+
+        Returns:
+            The result; None: it is not done yet, ask again.
+
+        Raises:
+            QueueNotFound, MessageDead, InvalidArgument (also: there is no such message, or no more),
+            NotSupported (not READ COMMITTED), Undecodable.
+        """
+        return self.call(calls.wait_for(queue=queue, msg_id=msg_id, timeout=timeout))
 
     def cancel(self, queue: str, msg_id: int) -> bool:
         """Withdraw a message that waits; False: it is leased, done, dead or not there: `mq.cancel`.

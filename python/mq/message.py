@@ -20,6 +20,7 @@ __all__ = [
     "PeekedMessage",
     "QueueInfo",
     "QueueStats",
+    "Result",
 ]
 
 
@@ -117,21 +118,36 @@ class MessageStatus:
 
     Attributes:
         state: ready, deferred, leased, completed or dead.
-        attempt: of the newest or the next delivery.
-        enqueued_at: when it was enqueued.
+        attempt: of the newest or the next delivery; None if only the result is left.
+        enqueued_at: when it was enqueued; None if only the result is left.
         due_at: when it becomes ready; None if it waits for nothing.
         leased_until: when its lease ends; None if it is not leased.
         settled_at: when it was completed or given up; None if it was not.
         reason: why it was given back or given up; None if it was not.
+        progress: what was reported last; None if nothing was, or JSON's null.
+        result: what it was acknowledged with; None if there is none, or JSON's null.
     """
 
     state: str
-    attempt: int
-    enqueued_at: datetime
+    attempt: int | None
+    enqueued_at: datetime | None
     due_at: datetime | None
     leased_until: datetime | None
     settled_at: datetime | None
     reason: str | None
+    progress: Any
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a message that is done was acknowledged with (SQL: `mq.wait_for`).
+
+    Attributes:
+        value: the result; None: JSON's null, or it was acknowledged without one.
+    """
+
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,10 +113,7 @@ begin
         perform mq._invalid('subscription', format('"%s" is not a subscription of this queue.', left(dequeue.subscription, 100)), 'Leave it out, or use ''default''.');
     end if;
     if wait is not null then
-        -- Added, too: 12 months are more than 360 days, but do not compare as more.
-        if wait < '0' or wait > '20 seconds' or clock_timestamp() + wait > clock_timestamp() + interval '20 seconds' then
-            perform mq._invalid('wait', format('%s is not between 0 and 20 seconds.', wait), 'Listen, or call dequeue again, to wait for longer.');
-        end if;
+        perform mq._check_wait('wait', dequeue.wait);
         v_until := clock_timestamp() + wait;
     end if;
     if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then

@@ -112,6 +112,10 @@ begin
                         return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
                 end;
             end loop;
+            v_taken := mq._forget_notes(q, case when random() < 0.01 then '-infinity'::timestamptz end);
+            if v_taken > 0 then
+                return next (q.name, 'forgot', format('%s results and reports', v_taken))::mq.upkeep;
+            end if;
         exception
             when others then        -- one queue's trouble is not to stop the upkeep of the others
                 if maintain.queue is not null then
@@ -241,7 +245,7 @@ begin
 end $$;
 
 comment on function mq.maintain(text) is
-'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
+'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
 Returns: queue, action, detail: what was done; queue is null where it is for all queues.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

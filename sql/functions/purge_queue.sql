@@ -26,6 +26,7 @@ begin
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     get diagnostics v_count = row_count;
     v_sum := v_sum + v_count;
+    delete from mq.note as x where x.queue_id = q.queue_id;
     for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
         perform mq._add_to_tally(q.queue_id, s.slot);
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || s.slot);
@@ -36,7 +37,7 @@ begin
 end $$;
 
 comment on function mq.purge_queue(text) is
-'Removes all messages of a queue, leased and delayed ones too; dead letters stay. Waits up to 10 seconds for transactions that use it.
+'Removes all messages of a queue, leased and delayed ones too, and what was kept of those that are done; dead letters stay. Waits up to 10 seconds for transactions that use it.
 queue: its name.
 Returns: how many messages were not settled yet.
 Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was removed; 0A000 not in READ COMMITTED.

@@ -13,6 +13,7 @@ create table mq.queue (
     retry_jitter       float8 not null default 0.5,
     priority_ageing    interval,
     retention          interval not null,
+    result_retention   interval not null default '1 hour',
     notify             text not null,
     segment_age        interval not null,
     segment_bytes      bigint not null,
@@ -112,6 +113,20 @@ create table mq.survivor (
 );
 comment on table mq.survivor is 'Messages under leases that outlived their segment; few, and settled in place.';
 
+-- Only appended, and deleted in bulk: the newest one of a kind is what holds.
+create table mq.note (
+    queue_id int not null,
+    msg_id   bigint not null,
+    kind     text not null,
+    no       bigint generated always as identity,
+    at       timestamptz not null default clock_timestamp(),
+    value    jsonb not null,
+    constraint note_pkey primary key (queue_id, msg_id, kind, no),
+    constraint note_kind_check check (kind in ('progress', 'result', 'mark'))
+);
+create index note_at on mq.note (queue_id, at);
+comment on table mq.note is 'What consumers say of messages: how far they are, and what came of it; and marks of how far the old ones are deleted.';
+
 create table mq.tally (
     queue_id  int not null,
     tally_id  bigint generated always as identity,
@@ -163,7 +178,8 @@ create type mq.dead_message as (
 create type mq.peeked_message as (
     msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb, priority int);
 create type mq.message_state as (
-    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text, priority int);
+    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text, priority int,
+    progress jsonb, result jsonb);
 create type mq.queue_statistics as (
     queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
     delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);

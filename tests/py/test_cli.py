@@ -617,3 +617,25 @@ def test_retry_policies(ok: Cli, cli: Cli) -> None:
     assert said.code == 1
     assert "retry_policy" in said.err
     assert cli("queue", "alter", "hooks", "--retry-jitter", "2").code == 2
+
+
+def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q", "--result-retention", "2h")
+    assert ok("queue", "show", "q", "--json").json["settings"]["result_retention"] == "02:00:00"
+    ok("enqueue", "q", "1")
+    ok("enqueue", "q", "2")
+    early = cli("wait", "q", "1", "--timeout", "10ms")
+    assert (early.code, early.err) == (1, "Message 1 is not done yet.\n")
+    assert cli("wait", "q", "1", "--timeout", "0s", "--json").json == {
+        "done": False,
+        "result": None,
+    }
+    rows = ok("dequeue", "q", "-n", "2", "--json").json
+    ok("ack", "q", rows[0]["receipt"], "1", "--result", '{"n": 1.10}')
+    assert ok("wait", "q", "1").out == '{"n": 1.10}\n'  # digits as they were
+    assert ok("wait", "q", "1", "--json").out == '{"done": true, "result": {"n": 1.10}}\n'
+    ok("nack", "q", rows[0]["receipt"], "--dead", "--reason", "bad")
+    dead = cli("wait", "q", "2")
+    assert dead.code == 1
+    assert "bad" in dead.err
+    assert cli("wait", "q", "3").code == 1

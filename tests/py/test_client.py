@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 import mq
 from mq import calls
@@ -355,3 +356,52 @@ def test_dequeue_wants_read_committed(database: str, queue: str) -> None:
         mq.Client(conn).enqueue(queue, 1)
         with pytest.raises(mq.NotSupported):
             mq.Client(conn).dequeue(queue)
+
+
+def test_results_and_progress(client: mq.Client, queue: str) -> None:
+    ids = client.enqueue_batch(queue, [1, 2, 3, 4])
+    taken = client.dequeue(queue, 4)
+    receipt = taken[0].receipt
+    assert client.wait_for(queue, ids[0], timedelta(0)) is None
+    assert client.report(queue, receipt, ids[0], {"percent": 50}) is True
+    assert client.report(queue, receipt, ids[1], None) is True
+    assert client.ack(queue, receipt, [ids[0]], result={"n": 1}) == 1
+    assert client.ack(queue, receipt, [ids[1]], result=Jsonb(None)) == 1
+    assert client.ack(queue, receipt, [ids[2]]) == 1
+    assert client.report(queue, receipt, ids[0], 1) is False
+    assert client.wait_for(queue, ids[0]) == mq.Result({"n": 1})
+    assert client.wait_for(queue, ids[1]) == mq.Result(None)
+    assert client.wait_for(queue, ids[2], timedelta(0)) == mq.Result(None)
+    status = client.message_status(queue, ids[0])
+    assert status is not None
+    assert (status.state, status.progress, status.result) == (
+        "completed",
+        {"percent": 50},
+        {"n": 1},
+    )
+    client.nack(queue, receipt, dead=True, reason="bad")
+    with pytest.raises(mq.MessageDead) as caught:
+        client.wait_for(queue, ids[3])
+    assert caught.value.detail == "bad"
+    with pytest.raises(mq.InvalidArgument):
+        client.wait_for(queue, ids[3] + 1)
+
+
+def test_results_are_kept_for_so_long(client: mq.Client) -> None:
+    client.create_queue("kept", result_retention=MINUTE)
+    client.alter_queue("kept", result_retention=timedelta(hours=2))
+    (queue,) = [one for one in client.queues() if one.name == "kept"]
+    assert queue.settings["result_retention"] == "02:00:00"
+
+
+def test_a_result_that_cannot_be_decoded(
+    conn: psycopg.Connection[Any], client: mq.Client, queue: str
+) -> None:
+    msg_id = client.enqueue(queue, 1)
+    (one,) = client.dequeue(queue)
+    digits = "9" * 5000
+    conn.execute("select mq.ack(%s, %s, result => %s::jsonb)", (queue, one.receipt, digits))
+    for call in (client.wait_for, client.message_status):
+        with pytest.raises(mq.Undecodable, match="what is kept cannot be decoded") as caught:
+            call(queue, msg_id)
+        assert (caught.value.msg_ids, caught.value.rows) == ([], [digits])

@@ -50,7 +50,11 @@ def test_a_round_through_all_methods(database: str) -> None:
         one, two, three = await client.dequeue("q", 3)
         assert (one.payload, one.headers) == ({"n": 1}, {"h": 1})
         assert await client.extend("q", one.receipt, hour) is not None
-        assert await client.ack("q", one.receipt, [one.msg_id], strict=True) == 1
+        assert await client.report("q", one.receipt, one.msg_id, {"percent": 50})
+        assert await client.wait_for("q", one.msg_id, timedelta(0)) is None
+        done = await client.ack("q", one.receipt, [one.msg_id], strict=True, result=[1])
+        assert done == 1
+        assert await client.wait_for("q", one.msg_id) == mq.Result([1])
         assert await client.nack("q", one.receipt, [two.msg_id], dead=True, reason="bad") == 1
         assert await client.nack("q", one.receipt, delay=hour) == 1
         status = await client.message_status("q", three.msg_id)

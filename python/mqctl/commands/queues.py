@@ -71,6 +71,7 @@ def _settings(function: F) -> F:
             help="Share of a delay that chance may take off.",
         ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
+        click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(
             "--notify", type=click.Choice(["auto", "always", "never"]), help="When to NOTIFY."
         ),

@@ -57,6 +57,16 @@ begin
         hint = 'Commit after each dequeue, or ask for more messages at a time with n.';
 end $$;
 
+create or replace function mq._message_dead(queue text, msg_id bigint, reason text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ010',
+        message = pg_catalog.format('the message that is waited for is dead: %s of queue "%s"', _message_dead.msg_id, _message_dead.queue),
+        detail = _message_dead.reason,
+        hint = 'mq.dead_letters(…) shows it; mq.redrive(…) has it tried again.';
+end $$;
+
 create or replace function mq._not_yet(feature text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -190,27 +190,27 @@ begin
     end if;
 end $f$;
 
--- What became of one message, in one snapshot.
-create or replace function mq._message_state(q mq.queue, msg_id bigint) returns mq.message_state
+-- What became of one message, as the tables of its queue say.
+create or replace function mq._message_place(q mq.queue, msg_id bigint) returns mq.message_state
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     m       record;
     v_slot  int;
 begin
     select d.attempts, d.enqueued_at, d.died_at, d.reason, mq._priority_of(d.lane) as priority into m
-    from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = _message_state.msg_id;
+    from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = _message_place.msg_id;
     if found then
-        return ('dead', m.attempts, m.enqueued_at, null, null, m.died_at, m.reason, m.priority)::mq.message_state;
+        return ('dead', m.attempts, m.enqueued_at, null, null, m.died_at, m.reason, m.priority, null, null)::mq.message_state;
     end if;
-    select x.* into m from mq._messages(q) as x where x.msg_id = _message_state.msg_id
+    select x.* into m from mq._messages(q) as x where x.msg_id = _message_place.msg_id
     order by x.attempt desc limit 1;
     if m.expired_at is not null then
-        return ('dead', m.attempt - 1, m.enqueued_at, null, null, m.expired_at, 'expired', m.priority)::mq.message_state;
+        return ('dead', m.attempt - 1, m.enqueued_at, null, null, m.expired_at, 'expired', m.priority, null, null)::mq.message_state;
     elsif found then
-        return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null, m.priority)::mq.message_state;
+        return (m.state, m.attempt, m.enqueued_at, m.due_at, m.leased_until, null, null, m.priority, null, null)::mq.message_state;
     end if;
-    if exists (select from mq.cancelled as c where c.queue_id = q.queue_id and c.msg_id = _message_state.msg_id) then
-        return ('cancelled', null, null, null, null, null, null, null)::mq.message_state;
+    if exists (select from mq.cancelled as c where c.queue_id = q.queue_id and c.msg_id = _message_place.msg_id) then
+        return ('cancelled', null, null, null, null, null, null, null, null, null)::mq.message_state;
     end if;
     -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
     for v_slot in
@@ -218,10 +218,29 @@ begin
         union select (pg_sequence_last_value(q.register) & 65535)::int
     loop
         select f.state, f.attempt, f.enqueued_at, f.settled_at, mq._priority_of(f.lane) as priority into m
-        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_state.msg_id and f.state in ('completed', 'cancelled');
+        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_place.msg_id and f.state in ('completed', 'cancelled');
         if found then
-            return (m.state, m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority)::mq.message_state;
+            return (m.state, m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority, null, null)::mq.message_state;
         end if;
     end loop;
     return null;
+end $$;
+
+-- What became of one message, with what its consumers noted of it, in one snapshot. A result outlives the segment: then the
+-- message is not forgotten, but known to be completed, though no more than that.
+create or replace function mq._message_state(q mq.queue, msg_id bigint) returns mq.message_state
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_state  mq.message_state := mq._message_place(q, _message_state.msg_id);
+    v_result mq.note := mq._newest_note(q.queue_id, _message_state.msg_id, 'result');
+begin
+    if v_state.state is null and v_result.no is null then
+        return null;
+    elsif v_state.state is null then
+        v_state.state := 'completed';
+        v_state.settled_at := v_result.at;
+    end if;
+    v_state.progress := (mq._newest_note(q.queue_id, _message_state.msg_id, 'progress')).value;
+    v_state.result := v_result.value;
+    return v_state;
 end $$;

@@ -69,9 +69,13 @@ begin
     perform mq._copy_deferred(q.queue_id, 0, 1);
     perform mq._copy_deferred(q.queue_id, 1, 0);
 
-    -- Sequences are not copied by logical replication.
+    -- Results stay. What else was noted is of leases that are void, and of numbers (note.no) that may be given out again.
+    delete from mq.note as x where x.queue_id = q.queue_id and x.kind <> 'result';
+
+    -- Sequences are not copied by logical replication. A new message must not have the number, and so the result, of an old one.
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
-                   ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s))', q.queue_id, v_new) into v_last;
+                   ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s),'
+                   ' (select max(n.msg_id) from mq.note as n where n.queue_id = %1$s))', q.queue_id, v_new) into v_last;
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
         perform setval(q.msg_ids, v_last);
     end if;
