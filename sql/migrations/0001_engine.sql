@@ -70,6 +70,8 @@ create table mq.segment (
     constraint segment_pkey primary key (queue_id, segment),
     constraint segment_slot_key unique (queue_id, slot)
 );
+-- What consumers look for; those that are only kept may be many.
+create index segment_live on mq.segment (queue_id, segment) where drained_at is null;
 comment on table mq.segment is 'One row a segment that holds messages: open, closed, sealed, exhausted, drained; then it is gone.';
 
 create table mq.dead_letter (
