@@ -195,15 +195,16 @@ end $$;
 create or replace function mq._forget_slot(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    m record;
+    v_until timestamptz;
+    v_id    bigint;
 begin
     if exists (select from mq.queue as q where q.queue_id = _forget_slot.queue_id and q.retention = '0') then
         perform mq._forget(_forget_slot.queue_id);
         return;
     end if;
-    execute format('select max(l.enqueued_at) as enqueued_at, max(l.msg_id) as msg_id from mq.log_%s_%s as l', _forget_slot.queue_id, _forget_slot.slot) into m;
-    if m.msg_id is not null then
-        perform mq._forget(_forget_slot.queue_id, m.enqueued_at, m.msg_id);
+    execute format('select max(l.enqueued_at), max(l.msg_id) from mq.log_%s_%s as l', _forget_slot.queue_id, _forget_slot.slot) into v_until, v_id;
+    if v_id is not null then
+        perform mq._forget(_forget_slot.queue_id, v_until, v_id);
     end if;
 end $$;
 
