@@ -345,6 +345,20 @@ def test_numbers_go_on_behind_what_is_kept_where_sequences_were_not_copied(
     assert put(conn, "x") == 4
 
 
+def test_a_copy_that_lost_its_sequences_finds_what_it_rewinds(
+    conn: psycopg.Connection[Any],
+) -> None:
+    """Which lanes are in use is in one: who rewinds to a lane says so, as who enqueues does."""
+    conn.execute("select mq.enqueue('q', '1', priority => 7)")
+    drain(conn)
+    conn.execute("select setval(lanes, 1, false) from mq.queue where name = 'q'")
+    conn.execute(
+        "select setval(register, pg_sequence_last_value(register) & ~(1::bigint << 31)) from mq.queue where name = 'q'"
+    )
+    assert rewind(conn) == 1
+    assert drain(conn) == [1]
+
+
 def test_a_copy_of_a_queue_that_keeps_nothing_says_so_later(conn: psycopg.Connection[Any]) -> None:
     fill(conn, 3)
     drain(conn)

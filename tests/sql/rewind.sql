@@ -1,4 +1,4 @@
-select plan(62);
+select plan(69);
 
 -- Each message that was acknowledged comes back once, whatever state it went through before.
 select test.forget('rewind');
@@ -169,6 +169,20 @@ select is(pg_temp.detail('select mq.rewind(''rewind'', to_msg_id => 14)'), 'Only
 call pg_temp.upkeep();
 select is((select segments || ' ' || settled_total from mq.queue_stats('rewind')), '1 24', 'an empty segment is kept for nothing; the totals are what they were');
 
+-- Priorities are kept, times to live are not; what was cancelled since does not come back.
+select mq.enqueue('rewind', '15', priority => 7, ttl => '1 hour');
+select mq.enqueue('rewind', '16');
+select pg_temp.ack();
+select is(mq.rewind('rewind', to_msg_id => 15), 2::bigint, 'two messages come back');
+select is((select priority from mq.peek('rewind') where msg_id = 15), 7, 'one has the priority that it had');
+select is_empty(format($$ select from mq.log_%1$s_%2$s where msg_id = 15 and attempt = 1 and extra ? 'h' and extra ? 'e' $$,
+    test.queue_id('rewind'), (select pg_sequence_last_value(register) & 65535 from mq.queue where name = 'rewind')), 'and does not expire');
+select is(mq.cancel('rewind', 16), true, 'the other one is cancelled');
+select is(mq.rewind('rewind', to_msg_id => 15), 0::bigint, 'it is not acknowledged then, though it was');
+select set_eq('select msg_id from pg_temp.take()', array[15]::bigint[], 'nor delivered');
+select 1 from mq.maintain('rewind');
+select is(mq.rewind('rewind', to_msg_id => 15), 0::bigint, 'later neither');
+
 select throws_ok(format('select mq.rewind(%s)', bad), '22023', null, bad || ' is refused')
 from unnest(array['''rewind''', '''rewind'', now(), 1']) with ordinality as u (bad, no) order by no;
 select throws_ok($$ select mq.rewind('rewind.none', to_msg_id => 1) $$, 'MQ001', null, 'an unknown queue is an error');
@@ -176,7 +190,7 @@ begin isolation level repeatable read;
 select throws_ok($$ select mq.rewind('rewind', to_msg_id => 15) $$, '0A000', null, 'an old snapshot is no good');
 rollback;
 select throws_ok($$ select test.run_as('mq_consumer', 'select mq.rewind(''rewind'', to_msg_id => 1)') $$, '42501', null, 'a consumer may not');
-select is(test.value_as('mq_admin', 'mq.rewind(''rewind'', to_msg_id => 15)'), '0', 'an administrator may');
+select is(test.value_as('mq_admin', 'mq.rewind(''rewind'', to_msg_id => 17)'), '0', 'an administrator may');
 select mq.drop_queue('rewind');
 select is_empty($$ select from mq.kept $$, 'nothing is left');
 
