@@ -23,6 +23,7 @@ AREAS = {
     "Consuming": "dequeue ack nack extend report next_due listen unlisten",
     "Schedules": "cron_next",
     "Dead letters": "dead_letters redrive purge_dead_letters",
+    "Replay": "rewind history",
     "Looking": "peek message_status queue_stats version",
     "Upkeep": "maintain sweep_stale rotate_segment",
 }

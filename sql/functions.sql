@@ -48,6 +48,8 @@
 \ir functions/dead_letters.sql
 \ir functions/redrive.sql
 \ir functions/purge_dead_letters.sql
+\ir functions/rewind.sql
+\ir functions/history.sql
 \ir functions/peek.sql
 \ir functions/message_status.sql
 \ir functions/cancel.sql

@@ -33,6 +33,7 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
+    SettledMessage,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "QueueStats",
     "Result",
     "RetryTransaction",
+    "SettledMessage",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

@@ -22,6 +22,7 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
+    SettledMessage,
 )
 
 __all__ = ["AsyncClient"]
@@ -353,6 +354,25 @@ class AsyncClient:
     async def purge_dead_letters(self, queue: str, older_than: timedelta | None = None) -> int:
         """Delete dead letters, those older than `older_than` or all; returns how many."""
         return await self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
+
+    async def rewind(
+        self, queue: str, *, to_time: datetime | None = None, to_msg_id: int | None = None
+    ) -> int:
+        """Deliver again what was acknowledged and is kept; returns how many: `mq.rewind`."""
+        return await self.call(calls.rewind(queue=queue, to_time=to_time, to_msg_id=to_msg_id))
+
+    async def history(
+        self,
+        queue: str,
+        *,
+        from_time: datetime | None = None,
+        to_time: datetime | None = None,
+        n: int | None = None,
+    ) -> list[SettledMessage]:
+        """Up to `n` (default 100) messages that are done and kept, the oldest first: `mq.history`."""
+        return await self.call(
+            calls.history(queue=queue, from_time=from_time, to_time=to_time, n=n)
+        )
 
     async def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
         """Look at up to `n` (default 10) messages without taking them: `mq.peek`."""

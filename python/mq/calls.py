@@ -27,6 +27,7 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
+    SettledMessage,
 )
 
 T = TypeVar("T")
@@ -97,6 +98,8 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "dead_letters": {**_QUEUE, "n": "int"},
     "redrive": {**_QUEUE, "msg_ids": "bigint[]", "to_queue": "text", "max_messages": "int"},
     "purge_dead_letters": {**_QUEUE, "older_than": "interval"},
+    "rewind": {**_QUEUE, "to_time": "timestamptz", "to_msg_id": "bigint"},
+    "history": {**_QUEUE, "from_time": "timestamptz", "to_time": "timestamptz", "n": "int"},
     "peek": {**_QUEUE, "n": "int"},
     "message_status": {**_QUEUE, "msg_id": "bigint"},
     "wait_for": {**_QUEUE, "msg_id": "bigint", "timeout": "interval"},
@@ -255,6 +258,8 @@ next_due: Function[Any] = Function("next_due", _value)
 dead_letters = _messages("dead_letters", DeadLetter)
 redrive: Function[int] = Function("redrive", _value)
 purge_dead_letters: Function[int] = Function("purge_dead_letters", _value)
+rewind: Function[int] = Function("rewind", _value)
+history = _messages("history", SettledMessage)
 peek = _messages("peek", PeekedMessage)
 message_status: Function[MessageStatus | None] = Function(
     "message_status", _status, _columns(MessageStatus)

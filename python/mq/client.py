@@ -22,6 +22,7 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
+    SettledMessage,
 )
 
 __all__ = ["Client"]
@@ -570,6 +571,46 @@ class Client:
             QueueNotFound, InvalidArgument.
         """
         return self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
+
+    def rewind(
+        self, queue: str, *, to_time: datetime | None = None, to_msg_id: int | None = None
+    ) -> int:
+        """Deliver again what was acknowledged and is kept: `mq.rewind`.
+
+        Args:
+            queue: which; it must have a retention.
+            to_time: messages that were enqueued then or later; or
+            to_msg_id: messages with this number or a higher one.
+
+        Returns:
+            How many.
+
+        Raises:
+            QueueNotFound, InvalidArgument (also if some of it was dropped already), NotSupported (not in
+            READ COMMITTED).
+        """
+        return self.call(calls.rewind(queue=queue, to_time=to_time, to_msg_id=to_msg_id))
+
+    def history(
+        self,
+        queue: str,
+        *,
+        from_time: datetime | None = None,
+        to_time: datetime | None = None,
+        n: int | None = None,
+    ) -> list[SettledMessage]:
+        """Up to `n` (default 100) messages that are done and kept, the oldest first: `mq.history`.
+
+        Args:
+            queue: which.
+            from_time: enqueued then or later; None: from the beginning.
+            to_time: enqueued before that; None: to the end.
+            n: at most so many.
+
+        Raises:
+            QueueNotFound, InvalidArgument, Undecodable (all rows are in the error).
+        """
+        return self.call(calls.history(queue=queue, from_time=from_time, to_time=to_time, n=n))
 
     def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
         """Look at up to `n` (default 10) messages without taking them: `mq.peek`.

@@ -90,6 +90,31 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class SettledMessage:
+    """A message that is done and still kept (SQL: a row of `mq.history`).
+
+    Attributes:
+        msg_id: number of the message in its queue.
+        enqueued_at: when it was enqueued.
+        settled_at: when it was acknowledged, or given up.
+        attempts: how often it had been delivered, since it was enqueued, redriven or rewound.
+        outcome: acked or dead.
+        history: the attempts before that failed, and rewinds, oldest first, as JSON.
+        payload: the message.
+        headers: what the producer added, or None.
+    """
+
+    msg_id: int
+    enqueued_at: datetime
+    settled_at: datetime
+    attempts: int
+    outcome: str
+    history: Any
+    payload: Any
+    headers: Any
+
+
+@dataclass(frozen=True, slots=True)
 class PeekedMessage:
     """A message looked at without taking it (SQL: a row of `mq.peek`).
 
@@ -175,8 +200,9 @@ class QueueStats:
         queue: the name.
         ready, deferred, leased, dead: messages in each state.
         oldest_ready_age: how long the oldest ready message has waited; None if there is none.
-        enqueued_total, delivered_total, settled_total: since the queue was made.
-        segments: number of segments.
+        enqueued_total, delivered_total, settled_total: since the queue was made; a message that was
+            rewound counts again in the last two.
+        segments: number of segments, those that are only kept too.
         bytes: disk space of the segments.
         paused: True while nothing is delivered.
         maintenance_overdue: True when nobody calls `maintain`.

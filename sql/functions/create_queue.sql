@@ -96,7 +96,7 @@ retry_backoff, retry_backoff_max: that wait after the first attempt, and the mos
 retry_delays: with ''list'', the wait after each attempt, the last one from then on.
 retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as chance says; default 0.5.
 priority_ageing: by how much the oldest message of a priority must wait to be one priority higher, so that nothing starves; default null: never.
-retention: 0.
+retention: how long maintain() keeps what is settled, for rewind and history; default 0, not at all. Kept segments hold a slot each: segment_age is best a twentieth of it or more.
 result_retention: how long results and progress are kept, at least; default 1 hour.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.

@@ -145,7 +145,7 @@ begin
                 end if;
                 for v_slot in
                     select s.slot from mq.segment as s
-                    where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
+                    where s.queue_id = q.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> v_open      -- segment_live
                     order by s.queue_id, s.segment
                 loop
                     return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '($5, 1::smallint, 0::smallint, $1, $2, true, false, $3, $4)'

@@ -70,6 +70,8 @@ create table mq.segment (
     constraint segment_pkey primary key (queue_id, segment),
     constraint segment_slot_key unique (queue_id, slot)
 );
+-- What consumers look for; those that are only kept may be many.
+create index segment_live on mq.segment (queue_id, segment) where drained_at is null;
 comment on table mq.segment is 'One row a segment that holds messages: open, closed, sealed, exhausted, drained; then it is gone.';
 
 create table mq.dead_letter (
@@ -127,14 +129,32 @@ create table mq.note (
 create index note_at on mq.note (queue_id, at);
 comment on table mq.note is 'What consumers say of messages: how far they are, and what came of it; and marks of how far the old ones are deleted.';
 
+-- What is kept when it was acknowledged is in its segment; here is what has none.
+create table mq.kept (
+    queue_id    int not null,
+    msg_id      bigint not null,
+    settled_at  timestamptz not null default clock_timestamp(),
+    enqueued_at timestamptz not null,
+    attempt     int not null,
+    payload     jsonb not null,
+    headers     jsonb,
+    extra       jsonb,
+    lane        smallint not null,
+    constraint kept_pkey primary key (queue_id, msg_id, settled_at)
+);
+create index kept_settled_at on mq.kept (queue_id, settled_at);
+comment on table mq.kept is 'Acknowledged messages, kept for the retention of their queue, whose segment is not: survivors, and those of a copy that was repaired.';
+
 create table mq.tally (
-    queue_id  int not null,
-    tally_id  bigint generated always as identity,
-    delivered bigint not null,
-    settled   bigint not null,
+    queue_id        int not null,
+    tally_id        bigint generated always as identity,
+    delivered       bigint not null,
+    settled         bigint not null,
+    forgotten_until timestamptz,    -- nothing that was enqueued later was dropped
+    forgotten_id    bigint,         -- nor with a higher msg_id
     constraint tally_pkey primary key (queue_id, tally_id)
 );
-comment on table mq.tally is 'Deliveries and settlements of what is gone, for queue_stats: the sum of a queue''s rows, which upkeep makes one.';
+comment on table mq.tally is 'Of what is done: deliveries and settlements, for queue_stats, and how far back rewind reaches. The sum, or the greatest, of a queue''s rows, which upkeep makes one.';
 
 create type mq.delivery as (
     msg_id       bigint,
@@ -175,6 +195,8 @@ create type mq.queue_info as (name text, settings jsonb, created_at timestamptz,
 create type mq.upkeep as (queue text, action text, detail text);
 create type mq.dead_message as (
     msg_id bigint, enqueued_at timestamptz, died_at timestamptz, attempts int, reason text, history jsonb, payload jsonb, headers jsonb);
+create type mq.settled_message as (
+    msg_id bigint, enqueued_at timestamptz, settled_at timestamptz, attempts int, outcome text, history jsonb, payload jsonb, headers jsonb);
 create type mq.peeked_message as (
     msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb, priority int);
 create type mq.message_state as (
@@ -187,6 +209,7 @@ create type mq.queue_statistics as (
 comment on type mq.queue_info is 'A queue as queues lists it.';
 comment on type mq.upkeep is 'What maintain did.';
 comment on type mq.dead_message is 'A dead letter as dead_letters lists it.';
+comment on type mq.settled_message is 'A message that is done, as history lists it.';
 comment on type mq.peeked_message is 'A message as peek shows it.';
 comment on type mq.message_state is 'What message_status tells of a message.';
 comment on type mq.queue_statistics is 'The figures of a queue, of queue_stats.';

@@ -118,6 +118,8 @@ def test_the_commands_are_those_that_were_promised() -> None:
             "ack",
             "nack",
             "peek",
+            "rewind",
+            "history",
             "stats",
             "status",
             "maintain",
@@ -380,6 +382,29 @@ def test_dead_letters_are_listed_redriven_and_purged(ok: Cli, cli: Cli) -> None:
     assert ok("dead", "purge", "q", "--older-than", "1h", "--yes").out == "0 dead letters removed\n"
     assert cli("dead", "purge", "q", stdin="n\n").code == 1
     assert ok("dead", "purge", "q", "--yes", "--json").json == {"purged": 1}
+
+
+def test_what_is_kept_is_listed_and_rewound(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q", "--retention", "7d")
+    assert "nothing is kept" in ok("history", "q").out
+    for i in range(2):
+        ok("enqueue", "q", f'{{"n": {i}}}')
+    receipt = ok("dequeue", "q", "-n", "2", "--json").json[0]["receipt"]
+    ok("ack", "q", receipt)
+    assert "acked" in ok("history", "q").out
+    first, second = ok("history", "q", "--json").json
+    assert (first["msg_id"], first["attempts"], second["payload"]) == (1, 1, {"n": 1})
+    assert ok("history", "q", "--to", second["enqueued_at"], "-n", "5", "--json").json == [first]
+    assert ok("history", "q", "--from", second["enqueued_at"], "--json").json == [second]
+    assert ok("rewind", "q", "--to", second["enqueued_at"]).out == "1 message rewound\n"
+    assert ok("rewind", "q", "--msg-id", "1", "--json").json == {"rewound": 1}
+    for both in [], ["--to", "today", "--msg-id", "1"]:
+        assert cli("rewind", "q", *both).code == 2
+    ok("queue", "alter", "q", "--retention", "0")
+    refused = cli("rewind", "q", "--msg-id", "1")
+    assert refused.code == 1
+    assert "keeps nothing" in refused.err
+    assert "retention => '7 days'" in refused.err
 
 
 def test_lines_are_enqueued_in_bulk_from_a_file_and_from_standard_input(

@@ -242,6 +242,26 @@ def test_redrive_and_purge_dead_letters(client: mq.Client, queue: str) -> None:
     assert client.dead_letters(queue, 5) == []
 
 
+def test_rewind_and_history(client: mq.Client, queue: str) -> None:
+    with pytest.raises(mq.InvalidArgument, match="queue"):
+        client.rewind(queue, to_msg_id=1)
+    client.alter_queue(queue, retention=timedelta(days=1))
+    client.enqueue_batch(queue, [1, 2, 3])
+    one, *_ = client.dequeue(queue, 3)
+    client.ack(queue, one.receipt, [1, 2])
+    first, second = client.history(queue)
+    assert (first.msg_id, first.attempts, first.outcome, first.history) == (1, 1, "acked", [])
+    assert (first.payload, first.headers) == (1, None)
+    assert first.enqueued_at <= first.settled_at
+    at = second.enqueued_at + timedelta(microseconds=1)
+    assert [m.msg_id for m in client.history(queue, to_time=at, n=1)] == [1]
+    assert client.history(queue, from_time=at) == []
+    assert client.rewind(queue, to_time=at) == 0
+    assert client.rewind(queue, to_msg_id=2) == 1
+    assert [d.msg_id for d in client.dequeue(queue, 3)] == [2]
+    assert client.rewind(queue, to_time=one.enqueued_at) == 1
+
+
 def test_peek_status_stats(client: mq.Client, queue: str) -> None:
     first, second = client.enqueue_batch(queue, ["a", "b"])
     client.dequeue(queue)

@@ -63,6 +63,9 @@ def test_a_round_through_all_methods(database: str) -> None:
         assert [dead.reason for dead in await client.dead_letters("q")] == ["bad"]
         assert await client.redrive("q") == 1
         assert await client.purge_dead_letters("q") == 0
+        await client.alter_queue("q", retention=hour)
+        assert [m.msg_id for m in await client.history("q")] == [one.msg_id]
+        assert await client.rewind("q", to_msg_id=1) == 1
         assert len(await client.peek("q")) >= 2
         (stats,) = await client.queue_stats("q")
         assert stats.deferred == 2

@@ -46,7 +46,7 @@ from unnest(array[
     'segment_age => ''0''', 'segment_bytes => 65535']) with ordinality as u (bad, no) order by no;
 select throws_ok($$ select mq.create_queue('create_queue.bad', max_attempts => null) $$, '22004', null, 'a setting is not null');
 select throws_ok($$ select mq.create_queue('create_queue.bad', mode => 'transaction') $$, '0A000', null, 'mode transaction is of a later version');
-select throws_ok($$ select mq.create_queue('create_queue.bad', retention => '1 day') $$, '0A000', null, 'so is retention');
+select throws_ok($$ select mq.create_queue('create_queue.bad', retention => '11 years') $$, '22023', null, 'nothing is kept for eleven years');
 select is_empty($$ select from mq.queues() where name = 'create_queue.bad' $$, 'what is refused leaves nothing');
 
 select * from finish();

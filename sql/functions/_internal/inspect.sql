@@ -80,6 +80,30 @@ begin
                  from mq.survivor as s where s.queue_id = q.queue_id;
 end $$;
 
+-- What became of the messages that are settled and still there, each time that they were delivered: completed, cancelled, or
+-- gone to where they were next. Rows that were enqueued from from_time on, with numbers from first_id to last_id; null: all.
+create or replace function mq._settled(q mq.queue, from_time timestamptz, first_id bigint, last_id bigint)
+returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, settled_at timestamptz, payload jsonb, headers jsonb, extra jsonb, lane smallint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    c_from  constant timestamptz := coalesce(_settled.from_time, '-infinity');
+    c_first constant bigint := coalesce(_settled.first_id, 0);
+    c_last  constant bigint := coalesce(_settled.last_id, 9223372036854775807);
+    v_slot  int;
+begin
+    for v_slot in
+        -- A sealed one has nothing newer than its seal.
+        select s.slot from mq.segment as s where s.queue_id = q.queue_id and (s.sealed_at is null or s.sealed_at >= c_from)
+        union select (pg_sequence_last_value(q.register) & 65535)::int
+    loop
+        return query select f.msg_id, f.state, f.attempt, f.enqueued_at, f.settled_at, f.payload, f.headers, f.extra, f.lane
+                     from mq._fates(q.queue_id, v_slot) as f
+                     where f.settled_at is not null and f.enqueued_at >= c_from and f.msg_id between c_first and c_last;
+    end loop;
+    return query select k.msg_id, 'completed'::text, k.attempt, k.enqueued_at, k.settled_at, k.payload, k.headers, k.extra, k.lane
+                 from mq.kept as k where k.queue_id = q.queue_id and k.enqueued_at >= c_from and k.msg_id between c_first and c_last;
+end $$;
+
 -- How much of everything is in a slot, without looking at each message: what was appended, less what was leased, is
 -- ready; what was leased, less what was settled, is leased.
 create or replace function mq._count_slot(queue_id int, slot int, out messages bigint, out leased bigint, out settled bigint,
@@ -194,8 +218,7 @@ end $f$;
 create or replace function mq._message_place(q mq.queue, msg_id bigint) returns mq.message_state
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-    m       record;
-    v_slot  int;
+    m record;
 begin
     select d.attempts, d.enqueued_at, d.died_at, d.reason, mq._priority_of(d.lane) as priority into m
     from mq.dead_letter as d where d.queue_id = q.queue_id and d.msg_id = _message_place.msg_id;
@@ -212,17 +235,12 @@ begin
     if exists (select from mq.cancelled as c where c.queue_id = q.queue_id and c.msg_id = _message_place.msg_id) then
         return ('cancelled', null, null, null, null, null, null, null, null, null)::mq.message_state;
     end if;
-    -- Acknowledged, and its segment still there? What was given up and purged, or redriven to elsewhere, is forgotten.
-    for v_slot in
-        select s.slot from mq.segment as s where s.queue_id = q.queue_id
-        union select (pg_sequence_last_value(q.register) & 65535)::int
-    loop
-        select f.state, f.attempt, f.enqueued_at, f.settled_at, mq._priority_of(f.lane) as priority into m
-        from mq._fates(q.queue_id, v_slot) as f where f.msg_id = _message_place.msg_id and f.state in ('completed', 'cancelled');
-        if found then
-            return (m.state, m.attempt, m.enqueued_at, null, null, m.settled_at, null, m.priority, null, null)::mq.message_state;
-        end if;
-    end loop;
+    -- Acknowledged, and its segment still there? The last time counts, for it may have been rewound: what was given up and
+    -- purged, or redriven to elsewhere, is forgotten.
+    select x.* into m from mq._settled(q, null, _message_place.msg_id, _message_place.msg_id) as x order by x.settled_at desc limit 1;
+    if m.state in ('completed', 'cancelled') then
+        return (m.state, m.attempt, m.enqueued_at, null, null, m.settled_at, null, mq._priority_of(m.lane), null, null)::mq.message_state;
+    end if;
     return null;
 end $$;
 

@@ -96,7 +96,7 @@ declare
     v_slot int;
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
-        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
+        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
 begin
     foreach v_lane in array mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots) loop

@@ -31,10 +31,8 @@ begin
     if q.priority_ageing < '1 millisecond' or q.priority_ageing > '10 years' then
         perform mq._invalid('priority_ageing', format('%s is not between 1 millisecond and 10 years.', q.priority_ageing), 'Give an interval, such as ''1 minute'', or leave it out.');
     end if;
-    if q.retention > '0' then
-        perform mq._not_yet('retention above 0');
-    elsif q.retention < '0' then
-        perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
+    if q.retention < '0' or q.retention > '10 years' then
+        perform mq._invalid('retention', format('%s is not between 0 and 10 years.', q.retention), 'Give an interval, such as ''7 days''; ''0'' keeps nothing.');
     end if;
     if q.result_retention < '0' or q.result_retention > '10 years' then
         perform mq._invalid('result_retention', format('%s is not between 0 and 10 years.', q.result_retention), 'Give an interval, such as ''1 hour''.');
