@@ -18,6 +18,7 @@ from .errors import (
     QueueExists,
     QueueNotFound,
     RetryTransaction,
+    ScheduleNotFound,
     TransactionTooLarge,
     Undecodable,
 )
@@ -31,6 +32,7 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Schedule,
 )
 
 __all__ = [
@@ -62,6 +64,8 @@ __all__ = [
     "QueueNotFound",
     "QueueStats",
     "RetryTransaction",
+    "Schedule",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

@@ -89,6 +89,33 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """What enqueues a message again and again (SQL: a row of `mq.schedules`).
+
+    Attributes:
+        name: of the schedule.
+        queue: where its messages go.
+        cron: when, as a cron expression.
+        timezone: whose clocks.
+        payload: of its messages.
+        headers: of its messages, or None.
+        catch_up: what becomes of times that nobody was there for: one, all or none.
+        next_at: when it is due next; in the past if nobody has been there to see to it.
+        created_at: when it was made.
+    """
+
+    name: str
+    queue: str
+    cron: str
+    timezone: str
+    payload: Any
+    headers: Any
+    catch_up: str
+    next_at: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PeekedMessage:
     """A message looked at without taking it (SQL: a row of `mq.peek`).
 

@@ -208,7 +208,9 @@ def test_a_retry_is_no_tick(conn: Conn) -> None:
 # -- nobody dequeues ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("catch_up", "found"), [("one", [0]), ("all", [0, 1, 2, 3, 4]), ("none", [])])
+@pytest.mark.parametrize(
+    ("catch_up", "found"), [("one", [0]), ("all", [0, 1, 2, 3, 4]), ("none", [])]
+)
 def test_upkeep_sees_to_what_was_missed(conn: Conn, catch_up: str, found: list[int]) -> None:
     schedule(conn, catch_up=catch_up)
     due = missed(conn, 5)
@@ -332,7 +334,9 @@ def test_of_two_in_repeatable_read_one_has_to_try_again(conn: Conn, session: Con
         schedule(changing, headers="2")
 
 
-def test_who_drops_the_queue_drops_it_too(conn: Conn, session: Connect, background: Background) -> None:
+def test_who_drops_the_queue_drops_it_too(
+    conn: Conn, session: Connect, background: Background
+) -> None:
     changing, dropping = session(), session(autocommit=True)
     schedule(changing)
     dropped = background(dropping.execute, "select mq.drop_queue('q')")
@@ -373,7 +377,10 @@ def test_a_purge_leaves_one_tick(
     first.commit()
     done.result(wait.SECONDS)
     second.commit()
-    assert sorted(row[0] for row in conn.execute("select payload from mq.peek('q')")) == ["before", "s"]
+    assert sorted(row[0] for row in conn.execute("select payload from mq.peek('q')")) == [
+        "before",
+        "s",
+    ]
     assert next_at(conn) == next_at(conn, "before") == value(conn, "select mq.cron_next(%s)", RARE)
     conn.execute(f"update mq.deferred_{number(conn)}_0 set due_at = %s", (LONG_AGO,))
     assert sorted(take(conn, 9) + take(conn, 9)) == ["before", "s"]
@@ -392,7 +399,9 @@ def change_over(conn: Conn) -> None:
 
 def is_moved(conn: Conn) -> bool:
     maintain(conn)
-    return value(conn, "select (pg_sequence_last_value(register) >> 33) & 1 from mq.queue") == 0
+    return bool(
+        value(conn, "select (pg_sequence_last_value(register) >> 33) & 1 = 0 from mq.queue")
+    )
 
 
 def test_it_moves_with_what_waits(conn: Conn) -> None:
