@@ -23,12 +23,8 @@ begin
         perform mq._invalid('catch_up', format('"%s" is none of them.', left(schedule.catch_up, 100)), 'Use ''one'', ''all'' or ''none''.');
     end if;
     v_next := mq.cron_next(schedule.cron, clock_timestamp(), schedule.timezone);
+    -- With its register read: who drops the queue waits for us, and then knows of this schedule; or we wait, and there is no queue.
     q := mq._queue(schedule.queue);
-    -- Who drops the queue waits for us, and then knows of this schedule; or we wait, and the queue is gone.
-    perform from mq.queue as x where x.queue_id = q.queue_id for key share;
-    if not found then
-        perform mq._queue_not_found(schedule.queue);
-    end if;
     -- Two who schedule one name: the second waits here, and its tick alone has the generation that stays.
     insert into mq.schedule as x (name, queue_id, cron, timezone, payload, headers, catch_up, generation)
     values (schedule.name, q.queue_id, schedule.cron, schedule.timezone, schedule.payload, schedule.headers, schedule.catch_up, (random() * 9e18)::bigint)
