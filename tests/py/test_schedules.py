@@ -64,18 +64,19 @@ def move_tick(conn: Conn, tick: dt.datetime = LONG_AGO, name: str = "s") -> None
         conn.execute(
             "select pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(%s, -2))", (queue_id,)
         )
-        for generation_of_set in (0, 1):
+        for which in (0, 1):
             row = conn.execute(
-                f"update mq.deferred_{queue_id}_{generation_of_set} set due_at = %(tick)s, enqueued_at = %(tick)s"
-                " where (extra ->> 's')::bigint = %(s)s and due_at = mq._next_tick(%(q)s, %(s)s) returning xid::text, msg_id",
+                f"update mq.deferred_{queue_id}_{which} set due_at = %(tick)s, enqueued_at = %(tick)s"
+                " where (extra ->> 's')::bigint = %(s)s and due_at = mq._next_tick(%(q)s, %(s)s)"
+                " returning xid::text, msg_id",
                 {"tick": tick, "s": generation, "q": queue_id},
             ).fetchone()
             if row is None:
                 continue
             # Its timer, if it has one, stays ahead of the promoter's cursor.
             conn.execute(
-                f"update mq.timer_{queue_id}_{generation_of_set} set due_at = greatest(%s,"
-                f" (select due_at + interval '1 us' from mq.promotion_{queue_id}_{generation_of_set} where lane = 0 order by no desc limit 1))"
+                f"update mq.timer_{queue_id}_{which} set due_at = greatest(%s, (select due_at + interval '1 us'"
+                f" from mq.promotion_{queue_id}_{which} where lane = 0 order by no desc limit 1))"
                 " where xid = %s::xid8 and msg_id = %s",
                 (tick, *row),
             )
