@@ -34,7 +34,7 @@ begin
                     '{q}', q.queue_id::text);
     -- Schedules go on. With the tables locked, whoever changes one has either put its tick there before, or will.
     perform mq._put_tick(x, coalesce(mq._tick_after(x, clock_timestamp()), clock_timestamp() + interval '1 minute'), x.generation)
-    from mq.schedule as x where x.queue_id = q.queue_id;
+    from mq.timetable as x where x.queue_id = q.queue_id;
     return v_sum;
 end $$;
 

@@ -3,7 +3,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     s record;
 begin
-    select q.name as queue, x.payload, x.headers into s from mq.schedule as x join mq.queue as q on q.queue_id = x.queue_id where x.name = run_schedule.name;
+    select q.name as queue, x.payload, x.headers into s from mq.timetable as x join mq.queue as q on q.queue_id = x.queue_id where x.name = run_schedule.name;
     if not found then
         perform mq._schedule_not_found(run_schedule.name);
     end if;

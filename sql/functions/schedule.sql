@@ -10,7 +10,7 @@ create or replace function mq.schedule(
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
     q      mq.queue;
-    s      mq.schedule;
+    s      mq.timetable;
     v_next timestamptz;
 begin
     if num_nulls(schedule.name, schedule.cron, schedule.payload, schedule.timezone, schedule.catch_up) > 0 then
@@ -26,9 +26,9 @@ begin
     -- With its register read: who drops the queue waits for us, and then knows of this schedule; or we wait, and there is no queue.
     q := mq._queue(schedule.queue);
     -- Two who schedule one name: the second waits here, and its tick alone has the generation that stays.
-    insert into mq.schedule as x (name, queue_id, cron, timezone, payload, headers, catch_up, generation)
+    insert into mq.timetable as x (name, queue_id, cron, timezone, payload, headers, catch_up, generation)
     values (schedule.name, q.queue_id, schedule.cron, schedule.timezone, schedule.payload, schedule.headers, schedule.catch_up, (random() * 9e18)::bigint)
-    on conflict on constraint schedule_pkey do update
+    on conflict on constraint timetable_pkey do update
     set queue_id = excluded.queue_id, cron = excluded.cron, timezone = excluded.timezone, payload = excluded.payload, headers = excluded.headers,
         catch_up = excluded.catch_up, generation = excluded.generation
     where (x.queue_id, x.cron, x.timezone, x.payload, x.headers, x.catch_up)
@@ -36,7 +36,7 @@ begin
     returning * into s;
     if not found then
         -- The same again, as by a program that says so each time it starts: a tick that it was to catch up with is not forgotten.
-        return (select mq._next_tick(x.queue_id, x.generation) from mq.schedule as x where x.name = schedule.name);
+        return (select mq._next_tick(x.queue_id, x.generation) from mq.timetable as x where x.name = schedule.name);
     end if;
     perform mq._put_tick(s, v_next, s.generation);
     return v_next;

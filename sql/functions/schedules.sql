@@ -3,7 +3,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query
         select s.name, q.name, s.cron, s.timezone, s.payload, s.headers, s.catch_up, mq._next_tick(s.queue_id, s.generation), s.created_at
-        from mq.schedule as s join mq.queue as q on q.queue_id = s.queue_id
+        from mq.timetable as s join mq.queue as q on q.queue_id = s.queue_id
         where pg_sequence_last_value(q.register) > 0 order by s.name;
 end $$;
 

@@ -1,7 +1,7 @@
 create or replace function mq.unschedule(name text) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 begin
-    delete from mq.schedule as s where s.name = unschedule.name;
+    delete from mq.timetable as s where s.name = unschedule.name;
     return found;
 end $$;
 

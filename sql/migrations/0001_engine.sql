@@ -121,7 +121,7 @@ create table mq.tally (
 );
 comment on table mq.tally is 'Deliveries and settlements of what is gone, for queue_stats: the sum of a queue''s rows, which upkeep makes one.';
 
-create table mq.schedule (
+create table mq.timetable (
     name       text not null,
     queue_id   int not null,
     cron       text not null,
@@ -131,13 +131,13 @@ create table mq.schedule (
     catch_up   text not null,
     generation bigint not null,     -- at random, another for each change: whose tick a message is
     created_at timestamptz not null default clock_timestamp(),
-    constraint schedule_pkey primary key (name),
-    constraint schedule_generation_key unique (generation),
-    constraint schedule_name_check check (length(name) between 1 and 100),
-    constraint schedule_catch_up_check check (catch_up in ('one', 'all', 'none'))
+    constraint timetable_pkey primary key (name),
+    constraint timetable_generation_key unique (generation),
+    constraint timetable_name_check check (length(name) between 1 and 100),
+    constraint timetable_catch_up_check check (catch_up in ('one', 'all', 'none'))
 );
-create index schedule_queue on mq.schedule (queue_id);
-comment on table mq.schedule is 'One row a schedule. When it is due next says a message that waits in its queue.';
+create index timetable_queue on mq.timetable (queue_id);
+comment on table mq.timetable is 'One row a schedule. When it is due next says a message that waits in its queue.';
 
 create type mq.delivery as (
     msg_id       bigint,

@@ -59,7 +59,7 @@ def move_tick(conn: Conn, tick: dt.datetime = LONG_AGO, name: str = "s") -> None
     """The tick that waits is another, as if it had been due then: as it was put there, in nobody's hands meanwhile."""
     with conn.transaction():
         queue_id, generation = conn.execute(
-            "select queue_id, generation from mq.schedule where name = %s", (name,)
+            "select queue_id, generation from mq.timetable where name = %s", (name,)
         ).fetchone() or (0, 0)
         conn.execute(
             "select pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(%s, -2))", (queue_id,)
@@ -344,7 +344,7 @@ def test_who_drops_the_queue_drops_it_too(
     wait.until_blocked(conn, wait.backend_pid(dropping), by=wait.backend_pid(changing))
     changing.commit()
     dropped.result(wait.SECONDS)
-    assert value(conn, "select count(*) from mq.schedule") == 0
+    assert value(conn, "select count(*) from mq.timetable") == 0
 
 
 def test_there_is_none_of_a_queue_that_is_dropped(
@@ -358,7 +358,7 @@ def test_there_is_none_of_a_queue_that_is_dropped(
     with pytest.raises(psycopg.Error) as error:
         done.result(wait.SECONDS)
     assert error.value.sqlstate == "MQ001"
-    assert value(conn, "select count(*) from mq.schedule") == 0
+    assert value(conn, "select count(*) from mq.timetable") == 0
 
 
 @pytest.mark.parametrize("purge_first", [True, False])

@@ -36,9 +36,9 @@ select is(pg_temp.next(), mq.cron_next('0 0 1 1 *'), 'and the next one waits');
 select is(pg_temp.waiting(), 1::bigint, 'only that');
 
 -- The same, and another.
-create temp table before as select generation from mq.schedule where name = 'a';
+create temp table before as select generation from mq.timetable where name = 'a';
 select is(mq.schedule('a', '0 0 1 1 *', 'schedule', '1', headers => '{"h": 1}'), mq.cron_next('0 0 1 1 *'), 'the same again says when it is due next');
-select is((select generation from mq.schedule where name = 'a'), (select generation from before), 'and changes nothing');
+select is((select generation from mq.timetable where name = 'a'), (select generation from before), 'and changes nothing');
 select test.move_tick('a', mq.cron_next('0 0 1 1 *', now() - interval '1 year'));
 select ok(mq.schedule('a', '0 0 1 1 *', 'schedule', '1', headers => '{"h": 1}') < now(), 'nor does it forget what is due');
 select is(mq.schedule('a', '0 0 1 7 *', 'schedule', '2', 'Europe/Berlin'), mq.cron_next('0 0 1 7 *', now(), 'Europe/Berlin'), 'another takes its place');
@@ -91,7 +91,7 @@ select is((select count(*) || ' ' || (array_agg(enqueued_at order by enqueued_at
 
 -- A time zone that was known when the schedule was made, and the server was not another.
 select mq.schedule('a', '@yearly', 'schedule', '1');
-update mq.schedule set timezone = 'Europe/Nowhere' where name = 'a';
+update mq.timetable set timezone = 'Europe/Nowhere' where name = 'a';
 select test.move_tick('a', '2020-01-01');
 set client_min_messages = error;
 select lives_ok($$ select * from mq.dequeue('schedule') $$, 'who dequeues is not disturbed by a zone that is unknown today');

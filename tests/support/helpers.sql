@@ -115,12 +115,12 @@ comment on function test.make_due(text) is 'Everything that the queue defers is 
 create function test.move_tick(name text, tick timestamptz) returns void
 language plpgsql as $$
 declare
-    s     mq.schedule;
+    s     mq.timetable;
     v_set text;
     v_xid xid8;
     v_id  bigint;
 begin
-    select * into strict s from mq.schedule as x where x.name = move_tick.name;
+    select * into strict s from mq.timetable as x where x.name = move_tick.name;
     foreach v_set in array array['0', '1'] loop
         v_set := s.queue_id || '_' || v_set;
         execute format('update mq.deferred_%1$s as x set due_at = $1, enqueued_at = $1 where (x.extra ->> ''s'')::bigint = $2 and x.due_at = mq._next_tick($3, $2) returning x.xid, x.msg_id', v_set)

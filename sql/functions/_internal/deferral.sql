@@ -236,7 +236,7 @@ begin
                 select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, m.lane
                 from mq.deferred_{d} as m
                 where p.cur is not null and not pg_visible_in_snapshot(m.xid, p.cur)) as w (due_at, msg_id, enqueued_at, attempt, payload, headers, extra, lane)
-            where (w.extra ? 's') is not true or exists (select from mq.schedule as s where s.generation = (w.extra ->> 's')::bigint);
+            where (w.extra ? 's') is not true or exists (select from mq.timetable as s where s.generation = (w.extra ->> 's')::bigint);
         end $$;
         $x$, '{d}', _create_deferral_functions.queue_id || '_' || v_generation), '{q}', _create_deferral_functions.queue_id::text);
     end loop;

@@ -8,7 +8,7 @@
 
 -- Puts a tick where it waits to be due, or, without a generation, the message that it has missed. It is as old as the tick, whenever it
 -- is put there.
-create or replace function mq._put_tick(s mq.schedule, tick timestamptz, generation bigint) returns void
+create or replace function mq._put_tick(s mq.timetable, tick timestamptz, generation bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     q mq.queue;
@@ -40,7 +40,7 @@ begin
 end $f$;
 
 -- Null where this server does not know the time zone any more. That must not stop who dequeues.
-create or replace function mq._tick_after(s mq.schedule, tick timestamptz) returns timestamptz
+create or replace function mq._tick_after(s mq.timetable, tick timestamptz) returns timestamptz
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return mq.cron_next(s.cron, _tick_after.tick, s.timezone);
@@ -55,12 +55,12 @@ end $$;
 create or replace function mq._take_tick(generation bigint, tick timestamptz) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    s      mq.schedule;
+    s      mq.timetable;
     v_now  timestamptz := clock_timestamp();
     v_next timestamptz;
     v_late boolean;
 begin
-    select * into s from mq.schedule as x where x.generation = _take_tick.generation;
+    select * into s from mq.timetable as x where x.generation = _take_tick.generation;
     if not found then
         return 'skipped';       -- unscheduled, or changed
     end if;
@@ -92,7 +92,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_count int;
 begin
-    if not exists (select from mq.schedule as s where s.queue_id = q.queue_id and mq._next_tick(s.queue_id, s.generation) <= clock_timestamp()) then
+    if not exists (select from mq.timetable as s where s.queue_id = q.queue_id and mq._next_tick(s.queue_id, s.generation) <= clock_timestamp()) then
         return 0;
     end if;
     execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra)'
