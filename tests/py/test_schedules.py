@@ -268,6 +268,21 @@ def test_what_is_due_before_a_tick_comes_with_it_and_keeps_its_attempts(conn: Co
     assert [(row[2], row[5]) for row in take_rows(conn, 2)] == [(2, "retried"), (1, "s")]
 
 
+@pytest.mark.parametrize("upkeep", [False, True])
+def test_a_tick_that_is_cancelled_is_left_out_and_the_next_one_comes(
+    conn: Conn, upkeep: bool
+) -> None:
+    schedule(conn)
+    assert value(conn, "select mq.cancel('q', msg_id) from mq.peek('q')")
+    move_tick(conn)
+    if upkeep:
+        maintain(conn)
+    assert ticks(conn) == []
+    assert next_at(conn) > LONG_AGO
+    move_tick(conn)
+    assert ticks(conn) == [LONG_AGO]
+
+
 # -- who changes it meanwhile ---------------------------------------------------------------------------
 
 

@@ -113,6 +113,7 @@ def by_type(server_version: int) -> dict[str, Text]:
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
+        "interval[]": arrays(intervals(server_version), ["{1 second,null}", "{{1 s},{2 s}}"]),
         "bigint[]": arrays(IDS, ["{1,null,1}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,3}"]),
     }
 
@@ -124,6 +125,12 @@ BY_NAME: dict[str, Text] = {
     "subscription": st.sampled_from(["default", "default", "default", "other", ""]),
     "retention": st.sampled_from(["0", "0", "1 second", "-1 second"]),
     "n": st.integers(1, 9).map(str) | INTS,
+    "retry_policy": st.sampled_from(["fixed", "linear", "exponential", "list", "LIST", ""]),
+    "name": st.sampled_from(["s", "s", "t", "S", ""]) | WORDS,
+    # Never due while the tests run.
+    "cron": st.sampled_from(["@yearly", "every 900 weeks", "0 0 29 2 *", "61 * * * *", ""]),
+    "timezone": st.sampled_from(["UTC", "Europe/Berlin", "Europe/Nowhere", "+02", ""]),
+    "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
     # Not seconds, or the tests would take hours.
     "wait": st.sampled_from(
         ["0", "1 millisecond", "3 milliseconds", "-1 second", "21 seconds", "100 years"]
