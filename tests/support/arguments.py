@@ -109,6 +109,7 @@ def by_type(server_version: int) -> dict[str, Text]:
         "bigint": IDS,
         "boolean": BOOLEANS,
         "text": WORDS,
+        "double precision": st.sampled_from(["0", "0.5", "1", "1.5", "-1", "1e400", "nan"]),
         "interval": intervals(server_version),
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
