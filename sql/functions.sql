@@ -26,6 +26,7 @@
 \ir functions/_internal/repair.sql
 \ir functions/_internal/inbox.sql
 \ir functions/_internal/cron.sql
+\ir functions/_internal/schedule.sql
 \ir functions/create_queue.sql
 \ir functions/alter_queue.sql
 \ir functions/drop_queue.sql
@@ -58,3 +59,7 @@
 \ir functions/unlisten.sql
 \ir functions/version.sql
 \ir functions/cron_next.sql
+\ir functions/schedule.sql
+\ir functions/unschedule.sql
+\ir functions/schedules.sql
+\ir functions/run_schedule.sql

@@ -19,6 +19,7 @@ from .errors import (
     QueueExists,
     QueueNotFound,
     RetryTransaction,
+    ScheduleNotFound,
     TransactionTooLarge,
     Undecodable,
 )
@@ -34,6 +35,7 @@ from .message import (
     QueueStats,
     Result,
     SettledMessage,
+    Schedule,
 )
 
 __all__ = [
@@ -68,6 +70,8 @@ __all__ = [
     "Result",
     "RetryTransaction",
     "SettledMessage",
+    "Schedule",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

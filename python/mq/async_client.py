@@ -23,6 +23,7 @@ from .message import (
     QueueStats,
     Result,
     SettledMessage,
+    Schedule,
 )
 
 __all__ = ["AsyncClient"]
@@ -326,6 +327,54 @@ class AsyncClient:
     async def rotate_segment(self, queue: str) -> None:
         """Begin a new segment now: `mq.rotate_segment`."""
         await self.call(calls.rotate_segment(queue=queue))
+
+    # Schedules
+
+    async def schedule(
+        self,
+        name: str,
+        cron: str,
+        queue: str,
+        payload: object,
+        *,
+        timezone: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        catch_up: str | None = None,
+    ) -> datetime:
+        """Send a message each time that a cron expression is due; returns when that is next: `mq.schedule`."""
+        due: datetime = await self.call(
+            calls.schedule(
+                name=name,
+                cron=cron,
+                queue=queue,
+                payload=Jsonb(payload),
+                timezone=timezone,
+                headers=calls.maybe_json(headers),
+                catch_up=catch_up,
+            )
+        )
+        return due
+
+    async def unschedule(self, name: str) -> bool:
+        """End a schedule; False: there was none: `mq.unschedule`."""
+        return await self.call(calls.unschedule(name=name))
+
+    async def schedules(self) -> list[Schedule]:
+        """All schedules: `mq.schedules`."""
+        return await self.call(calls.schedules())
+
+    async def run_schedule(self, name: str) -> int:
+        """Send the message of a schedule now, besides those that are due: `mq.run_schedule`."""
+        return await self.call(calls.run_schedule(name=name))
+
+    async def cron_next(
+        self, expression: str, after: datetime | None = None, timezone: str | None = None
+    ) -> datetime:
+        """When a cron expression is due, after `after` (default now): `mq.cron_next`."""
+        due: datetime = await self.call(
+            calls.cron_next(expression=expression, after=after, timezone=timezone)
+        )
+        return due
 
     # Looking
 

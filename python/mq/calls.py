@@ -28,6 +28,7 @@ from .message import (
     QueueStats,
     Result,
     SettledMessage,
+    Schedule,
 )
 
 T = TypeVar("T")
@@ -108,6 +109,19 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "listen": _QUEUE,
     "unlisten": _QUEUE,
     "version": {},
+    "cron_next": {"expression": "text", "after": "timestamptz", "timezone": "text"},
+    "schedule": {
+        "name": "text",
+        "cron": "text",
+        **_QUEUE,
+        "payload": "jsonb",
+        "timezone": "text",
+        "headers": "jsonb",
+        "catch_up": "text",
+    },
+    "unschedule": {"name": "text"},
+    "schedules": {},
+    "run_schedule": {"name": "text"},
 }
 
 
@@ -273,6 +287,11 @@ queue_stats = _table("queue_stats", QueueStats)
 listen = _void("listen")
 unlisten = _void("unlisten")
 version: Function[str] = Function("version", _value)
+cron_next: Function[Any] = Function("cron_next", _value)
+schedule: Function[Any] = Function("schedule", _value)
+unschedule: Function[bool] = Function("unschedule", _value)
+schedules = _messages("schedules", Schedule)
+run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
 COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at) from stdin"

@@ -23,6 +23,7 @@ from .message import (
     QueueStats,
     Result,
     SettledMessage,
+    Schedule,
 )
 
 __all__ = ["Client"]
@@ -519,6 +520,93 @@ class Client:
             QueueNotFound.
         """
         self.call(calls.rotate_segment(queue=queue))
+
+    # Schedules
+
+    def schedule(
+        self,
+        name: str,
+        cron: str,
+        queue: str,
+        payload: object,
+        *,
+        timezone: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        catch_up: str | None = None,
+    ) -> datetime:
+        """Send a message each time that a cron expression is due: `mq.schedule`.
+
+        Whoever dequeues, or calls `maintain`, sees to it. Safe to call at each start of a program: given
+        again as it is, nothing changes.
+
+        Args:
+            name: of the schedule; one that exists is replaced.
+            cron: five fields, or six with seconds first, @daily and the like, or every 90 seconds.
+            queue: where to.
+            payload: any value that `json` can write; None is JSON's null.
+            timezone: whose clocks; default UTC.
+            headers: as in `enqueue`.
+            catch_up: what becomes of times that nobody was there for: one (default; one message for
+                all of them), all, or none.
+
+        Returns:
+            When it is due next.
+
+        Raises:
+            QueueNotFound, InvalidArgument, RetryTransaction.
+        """
+        due: datetime = self.call(
+            calls.schedule(
+                name=name,
+                cron=cron,
+                queue=queue,
+                payload=Jsonb(payload),
+                timezone=timezone,
+                headers=calls.maybe_json(headers),
+                catch_up=catch_up,
+            )
+        )
+        return due
+
+    def unschedule(self, name: str) -> bool:
+        """End a schedule; False: there was none: `mq.unschedule`.
+
+        Raises:
+            RetryTransaction.
+        """
+        return self.call(calls.unschedule(name=name))
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules: `mq.schedules`.
+
+        Raises:
+            Undecodable (all rows are in the error; what it names are schedules).
+        """
+        return self.call(calls.schedules())
+
+    def run_schedule(self, name: str) -> int:
+        """Send the message of a schedule now, besides those that are due: `mq.run_schedule`.
+
+        Returns:
+            The msg_id.
+
+        Raises:
+            ScheduleNotFound.
+        """
+        return self.call(calls.run_schedule(name=name))
+
+    def cron_next(
+        self, expression: str, after: datetime | None = None, timezone: str | None = None
+    ) -> datetime:
+        """When a cron expression is due, after `after` (aware; default now): `mq.cron_next`.
+
+        Raises:
+            InvalidArgument.
+        """
+        due: datetime = self.call(
+            calls.cron_next(expression=expression, after=after, timezone=timezone)
+        )
+        return due
 
     # Looking
 

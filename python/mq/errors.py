@@ -26,6 +26,7 @@ __all__ = [
     "QueueExists",
     "QueueNotFound",
     "RetryTransaction",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
 ]
@@ -93,6 +94,10 @@ class TransactionTooLarge(Error):
     """MQ007: one transaction dequeued too often; commit, and go on in a new one."""
 
 
+class ScheduleNotFound(Error):
+    """MQ011: there is no schedule of that name."""
+
+
 class InvalidArgument(Error):
     """Class 22 (22023, 22004, ...): an argument is out of range, null, or cannot be stored."""
 
@@ -150,6 +155,7 @@ _BY_CODE: dict[str, type[Error]] = {
     "MQ004": MalformedReceipt,
     "MQ007": TransactionTooLarge,
     "MQ010": MessageDead,
+    "MQ011": ScheduleNotFound,
     "3F000": InstallationError,  # no schema mq
     "42883": InstallationError,  # no such function
     "0A000": NotSupported,

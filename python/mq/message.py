@@ -112,6 +112,24 @@ class SettledMessage:
     history: Any
     payload: Any
     headers: Any
+class Schedule:
+    """What enqueues a message again and again (SQL: a row of `mq.schedules`).
+        name: of the schedule.
+        queue: where its messages go.
+        cron: when, as a cron expression.
+        timezone: whose clocks.
+        payload: of its messages.
+        headers: of its messages, or None.
+        catch_up: what becomes of times that nobody was there for: one, all or none.
+        next_at: when it is due next; in the past if nobody has been there to see to it.
+        created_at: when it was made.
+    name: str
+    queue: str
+    cron: str
+    timezone: str
+    catch_up: str
+    next_at: datetime
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

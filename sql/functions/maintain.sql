@@ -170,6 +170,10 @@ begin
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
         begin
             perform mq._absorb_arrivals(q.queue_id, q.register);
+            v_taken := mq._promote_ticks(q);
+            if v_taken > 0 then
+                return next (q.name, 'scheduled', format('%s messages', v_taken))::mq.upkeep;
+            end if;
             perform mq._forget_kept(q.queue_id, q.retention);
             -- What an earlier call drained: by now nobody looks there for anything, but rewind and history, as long as it is kept.
             for s in
@@ -257,7 +261,7 @@ begin
 end $$;
 
 comment on function mq.maintain(text) is
-'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
+'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results, delivers what schedules put aside where nobody dequeues. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
 Returns: queue, action, detail: what was done; queue is null where it is for all queues.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

@@ -35,11 +35,14 @@ begin
                     '{q}', q.queue_id::text);
     delete from mq.kept as x where x.queue_id = q.queue_id;
     perform mq._forget(q.queue_id);
+    -- Schedules go on. With the tables locked, whoever changes one has either put its tick there before, or will.
+    perform mq._put_tick(x, coalesce(mq._tick_after(x, clock_timestamp()), clock_timestamp() + interval '1 minute'), x.generation)
+    from mq.timetable as x where x.queue_id = q.queue_id;
     return v_sum;
 end $$;
 
 comment on function mq.purge_queue(text) is
-'Removes all messages of a queue, leased and delayed ones too, and what was kept of those that are done; dead letters stay. Waits up to 10 seconds for transactions that use it.
+'Removes all messages of a queue, leased and delayed ones too, and what was kept of those that are done; dead letters stay, and schedules go on with the next time. Waits up to 10 seconds for transactions that use it.
 queue: its name.
 Returns: how many messages were not settled yet.
 Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was removed; 0A000 not in READ COMMITTED.

@@ -156,6 +156,24 @@ create table mq.tally (
 );
 comment on table mq.tally is 'Of what is done: deliveries and settlements, for queue_stats, and how far back rewind reaches. The sum, or the greatest, of a queue''s rows, which upkeep makes one.';
 
+create table mq.timetable (
+    name       text not null,
+    queue_id   int not null,
+    cron       text not null,
+    timezone   text not null,
+    payload    jsonb not null,
+    headers    jsonb,
+    catch_up   text not null,
+    generation bigint not null,     -- at random, another for each change: whose tick a message is
+    created_at timestamptz not null default clock_timestamp(),
+    constraint timetable_pkey primary key (name),
+    constraint timetable_generation_key unique (generation),
+    constraint timetable_name_check check (length(name) between 1 and 100),
+    constraint timetable_catch_up_check check (catch_up in ('one', 'all', 'none'))
+);
+create index timetable_queue on mq.timetable (queue_id);
+comment on table mq.timetable is 'One row a schedule. When it is due next says a message that waits in its queue.';
+
 create type mq.delivery as (
     msg_id       bigint,
     receipt      text,
@@ -206,6 +224,9 @@ create type mq.queue_statistics as (
     queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
     delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);
 
+create type mq.schedule_info as (
+    name text, queue text, cron text, timezone text, payload jsonb, headers jsonb, catch_up text, next_at timestamptz, created_at timestamptz);
+
 comment on type mq.queue_info is 'A queue as queues lists it.';
 comment on type mq.upkeep is 'What maintain did.';
 comment on type mq.dead_message is 'A dead letter as dead_letters lists it.';
@@ -213,6 +234,7 @@ comment on type mq.settled_message is 'A message that is done, as history lists 
 comment on type mq.peeked_message is 'A message as peek shows it.';
 comment on type mq.message_state is 'What message_status tells of a message.';
 comment on type mq.queue_statistics is 'The figures of a queue, of queue_stats.';
+comment on type mq.schedule_info is 'A schedule as schedules lists it.';
 comment on type mq._taken is 'A message on its way from one place to the next.';
 
 create type mq._claim as (

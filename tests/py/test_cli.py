@@ -113,6 +113,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
         *(
             "queue",
             "dead",
+            "schedule",
             "enqueue",
             "dequeue",
             "ack",
@@ -129,6 +130,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
             for name in ["create", "alter", "list", "show", "drop", "purge", "pause", "resume"]
         ),
         *(f"dead {name}" for name in ["list", "redrive", "purge"]),
+        *(f"schedule {name}" for name in ["set", "list", "drop", "run", "next"]),
     }
 
 
@@ -405,6 +407,27 @@ def test_what_is_kept_is_listed_and_rewound(ok: Cli, cli: Cli) -> None:
     assert refused.code == 1
     assert "keeps nothing" in refused.err
     assert "retention => '7 days'" in refused.err
+def test_what_is_scheduled_is_listed_run_and_dropped(ok: Cli) -> None:
+    ok("queue", "create", "q")
+    assert "no schedules" in ok("schedule", "list").out
+    said = ok("schedule", "set", "s", "0 9 * * *", "q", '{"n": 1}', "--timezone", "Europe/Berlin")
+    assert said.out.startswith('Schedule "s" is due next at 20')
+    (row,) = ok("schedule", "list", "--json").json
+    assert (row["name"], row["queue"], row["timezone"]) == ("s", "q", "Europe/Berlin")
+    assert (row["payload"], row["headers"], row["catch_up"]) == ({"n": 1}, None, "one")
+    said = ok("schedule", "next", "0 9 * * *", "--timezone", "Europe/Berlin", "-n", "2", "--json")
+    assert said.json[0] == row["next_at"] < said.json[1]
+    more = ("--headers", '{"h": 1}', "--catch-up", "all", "--json")
+    said = ok("schedule", "set", "s", "every 90 seconds", "q", "1", *more)
+    (row,) = ok("schedule", "list", "--json").json
+    assert said.json == {"name": "s", "next_at": row["next_at"]}
+    assert (row["headers"], row["catch_up"]) == ({"h": 1}, "all")
+    assert "every 90 seconds" in ok("schedule", "list").out
+    assert int(ok("schedule", "run", "s").out) == ok("peek", "q", "--json").json[-1]["msg_id"]
+    assert "msg_id" in ok("schedule", "run", "s", "--json").json
+    assert ok("schedule", "drop", "s").out == 'Schedule "s" dropped\n'
+    assert ok("schedule", "drop", "s", "--json").json == {"name": "s", "dropped": False}
+    assert "no schedule" in ok("schedule", "drop", "s").out
 
 
 def test_lines_are_enqueued_in_bulk_from_a_file_and_from_standard_input(
@@ -469,6 +492,12 @@ def test_one_bad_line_and_nothing_is_enqueued(
         ["dead", "list", "nowhere"],
         ["dead", "redrive", "q", "--to", "nowhere"],
         ["dead", "purge", "nowhere", "--yes"],
+        ["schedule", "set", "s", "@daily", "nowhere", "1"],
+        ["schedule", "set", "s", "61 * * * *", "q", "1"],
+        ["schedule", "set", "s", "@daily", "q", "1", "--timezone", "Europe/Nowhere"],
+        ["schedule", "run", "nowhere"],
+        ["schedule", "next", "61 * * * *"],
+        ["schedule", "next", "@daily", "--after", "someday"],
     ],
     ids=lambda words: " ".join(words)[:40],
 )

@@ -231,6 +231,28 @@ def test_extend(client: mq.Client, queue: str) -> None:
     assert client.extend(queue, got.receipt) is None
 
 
+def test_schedules(client: mq.Client, queue: str) -> None:
+    hour = timedelta(hours=1)
+    due = client.schedule(f"s.{queue}", "0 * * * *", queue, {"n": 1}, headers={"h": 1})
+    assert timedelta() < due - datetime.now(timezone.utc) <= hour
+    again = client.schedule(
+        f"s.{queue}", "every day", queue, None, timezone="Europe/Berlin", catch_up="all"
+    )
+    (found,) = [s for s in client.schedules() if s.queue == queue]
+    assert (found.name, found.cron, found.timezone) == (f"s.{queue}", "every day", "Europe/Berlin")
+    assert (found.payload, found.headers, found.catch_up) == (None, None, "all")
+    assert found.next_at == again == client.cron_next("every day")
+    assert client.cron_next("every day", again, "Europe/Berlin") == again + 24 * hour
+    sent = client.run_schedule(f"s.{queue}")
+    assert [d.msg_id for d in client.dequeue(queue)] == [sent]
+    assert client.unschedule(f"s.{queue}")
+    assert not client.unschedule(f"s.{queue}")
+    with pytest.raises(mq.ScheduleNotFound):
+        client.run_schedule(f"s.{queue}")
+    with pytest.raises(mq.InvalidArgument):
+        client.schedule("s", "61 * * * *", queue, 1)
+
+
 def test_redrive_and_purge_dead_letters(client: mq.Client, queue: str) -> None:
     client.enqueue_batch(queue, [1, 2])
     got = client.dequeue(queue, 2)

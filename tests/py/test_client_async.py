@@ -70,6 +70,11 @@ def test_a_round_through_all_methods(database: str) -> None:
         (stats,) = await client.queue_stats("q")
         assert stats.deferred == 2
         assert await client.sweep_stale("q") == 0
+        due = await client.schedule("s", "every day", "q", 1, catch_up="none")
+        assert due == await client.cron_next("every day")
+        assert [(s.name, s.next_at) for s in await client.schedules()] == [("s", due)]
+        assert await client.run_schedule("s") > first
+        assert await client.unschedule("s")
         await client.rotate_segment("q")
         await client.maintain("q")
         await client.listen("q")

@@ -1,5 +1,5 @@
 begin;
-select plan(16);
+select plan(17);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
@@ -25,7 +25,8 @@ create temp table errors as
         (10, '40001', $$ select mq._snapshot_too_old() $$),
         (11, '0A000', $$ select mq._wrong_isolation('dequeue') $$),
         (12, '55000', $$ select mq.rotate_segment('errors') $$),
-        (13, 'MQ010', $$ select mq._message_dead('errors', 1, 'bad') $$)) as v (no, code, statement)
+        (13, 'MQ010', $$ select mq._message_dead('errors', 1, 'bad') $$),
+        (14, 'MQ011', $$ select mq.run_schedule('errors.none') $$)) as v (no, code, statement)
     cross join lateral pg_temp.error(v.statement) as e;
 select is(state, code, format('%s: %s', code, message)) from errors order by no;
 select is_empty($$ select state, message from errors where coalesce(hint, '') = '' $$, 'each has a hint');

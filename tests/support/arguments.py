@@ -119,6 +119,7 @@ def by_type(server_version: int) -> dict[str, Text]:
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
+        "interval[]": arrays(intervals(server_version), ["{1 second,null}", "{{1 s},{2 s}}"]),
         "bigint[]": arrays(IDS, ["{1,null,1}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,3}"]),
     }
 
@@ -137,6 +138,12 @@ BY_NAME: dict[str, Text] = {
     "n": st.integers(1, 9).map(str) | INTS,
     "wait": WAITS,
     "timeout": WAITS,
+    "retry_policy": st.sampled_from(["fixed", "linear", "exponential", "list", "LIST", ""]),
+    "name": st.sampled_from(["s", "s", "t", "S", ""]) | WORDS,
+    # Never due while the tests run.
+    "cron": st.sampled_from(["@yearly", "every 900 weeks", "0 0 29 2 *", "61 * * * *", ""]),
+    "timezone": st.sampled_from(["UTC", "Europe/Berlin", "Europe/Nowhere", "+02", ""]),
+    "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
 }
 
 TO_COME = {"priority", "ordering_key", "dedup_key", "ttl"}

@@ -38,6 +38,15 @@ begin
         hint = 'Pass the receipt exactly as mq.dequeue returned it, with the name of the same queue.';
 end $$;
 
+create or replace function mq._schedule_not_found(name text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ011',
+        message = pg_catalog.format('schedule "%s" does not exist', pg_catalog.left(_schedule_not_found.name, 100)),
+        hint = 'Create it with: select mq.schedule(…). Names are case-sensitive; select * from mq.schedules() lists them.';
+end $$;
+
 create or replace function mq._in_use() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -204,7 +204,10 @@ create or replace function mq._count_deferral(queue_id int, generation int, out 
 language plpgsql stable set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
-        select (select count(*) from mq.deferred_{d}) - (select coalesce(sum(p.taken), 0) from mq._promotions($1, $2) as p)
+        -- Where there are ticks, some may be of schedules that are gone.
+        select case when exists (select from mq.deferred_{d} as x where x.extra ? 's' order by (x.extra ->> 's')::bigint limit 1)
+                    then (select count(*) from mq._waiting_{d}())
+                    else (select count(*) from mq.deferred_{d}) - (select coalesce(sum(p.taken), 0) from mq._promotions($1, $2) as p) end
         $x$, '{d}', _count_deferral.queue_id || '_' || _count_deferral.generation) into waiting using _count_deferral.queue_id, _count_deferral.generation;
     due := 0;
     if waiting > 0 then
