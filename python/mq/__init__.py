@@ -14,11 +14,13 @@ from .errors import (
     InvalidState,
     LeaseLost,
     MalformedReceipt,
+    MessageDead,
     NotSupported,
     PermissionDenied,
     QueueExists,
     QueueNotFound,
     RetryTransaction,
+    ScheduleNotFound,
     TransactionTooLarge,
     Undecodable,
 )
@@ -32,6 +34,9 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
+    SettledMessage,
+    Schedule,
 )
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "MaintenanceAction",
     "MalformedReceipt",
     "Message",
+    "MessageDead",
     "MessageStatus",
     "NotSupported",
     "PeekedMessage",
@@ -63,7 +69,11 @@ __all__ = [
     "QueueInfo",
     "QueueNotFound",
     "QueueStats",
+    "Result",
     "RetryTransaction",
+    "SettledMessage",
+    "Schedule",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

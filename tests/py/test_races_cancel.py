@@ -194,6 +194,35 @@ def test_who_rolls_back_undoes_the_burial(conn: psycopg.Connection, session: Con
     assert dead(conn) == ["late"]
 
 
+def test_what_expires_in_the_course_of_a_transaction_is_not_delivered(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    put_for(conn, "a", "1 hour")
+    put_for(conn, "b", "1 hour")
+    put_for(conn, "c", "1 hour")
+    assert take(conn) == ["a"]
+    consuming = session()
+    consuming.execute("select 1")
+    conn.execute(
+        f"update mq.log_{number(conn)}_1 set extra ="
+        " jsonb_build_object('e', mq._microseconds(clock_timestamp())) where payload = '\"b\"'"
+    )
+    assert take(consuming) == ["c"]
+    assert dead(consuming) == ["b"]
+
+
+def test_a_backlog_that_expired_is_buried_when_a_block_is_opened(conn: psycopg.Connection) -> None:
+    """At once: each of its slices has been leased to nobody by the time that somebody claims."""
+    payloads = "array(select to_jsonb(i) from generate_series(1, 250) as i)"
+    conn.execute(f"select mq.enqueue_batch('q', {payloads}, ttl => '1 microsecond')")
+    put_for(conn, "in time", "1 hour")
+    assert take(conn) == ["in time"]
+    delivered = f"select count(*) from mq.lease_{number(conn)}_1 where leased_until > '-infinity'"
+    assert value(conn, delivered) == 1
+    assert len(dead(conn)) == 100  # as many as dead_letters shows
+    assert value(conn, "select dead from mq.queue_stats('q')") == 250
+
+
 def test_an_empty_poll_of_lanes_leaves_nothing_behind(
     conn: psycopg.Connection, session: Connect
 ) -> None:
@@ -208,7 +237,9 @@ def test_an_empty_poll_of_lanes_leaves_nothing_behind(
 
 def test_many_who_cancel_and_many_who_consume(conn: psycopg.Connection, session: Connect) -> None:
     """Each message is cancelled, or consumed, or expires; and only one of these."""
-    count, consumed, cancelled = 600, [], []
+    count = 600
+    consumed: list[int] = []
+    cancelled: list[int] = []
     for i in range(count):
         option = random.Random(i).choice(
             ["", ", priority => 7", ", ttl => '1 hour'", ", delay => '1 millisecond'"]

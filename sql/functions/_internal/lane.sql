@@ -28,7 +28,7 @@ declare
     v_used bigint := pg_sequence_last_value(to_regclass('mq.lanes_' || _lanes.queue_id));
 begin
     if v_used is null then
-        return '{0}';
+        return '{0}'::smallint[];
     end if;
     return array(select x from unnest('{19,18,17,16,15,0,14,13,12,11,10}'::smallint[]) as x where x = 0 or v_used & (1::bigint << x - 10) <> 0);
 end $$;
@@ -103,7 +103,7 @@ declare
     v_slot int;
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
-        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
+        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
 begin
     foreach v_lane in array mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots) loop

@@ -26,7 +26,7 @@ declare
     a_slice  int[];     a_part  int[];      a_n      int[];
     a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
     a_rest_xid xid8[];  a_rest_id bigint[];
-    a_late   bigint[] := '{}';      -- expired
+    a_late   bigint[] := '{}'::bigint[];      -- expired
     v_late   mq._taken[];
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b from mq.block_{t} as x
