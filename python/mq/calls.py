@@ -66,7 +66,14 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_RESULTS, **_DEDUP},
+    "create_queue": {
+        **_QUEUE,
+        **_SETTINGS,
+        "if_not_exists": "boolean",
+        **_RETRIES,
+        **_RESULTS,
+        **_DEDUP,
+    },
     "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_RESULTS, **_DEDUP},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
@@ -74,7 +81,13 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "resume_queue": _QUEUE,
     "queues": {},
     "enqueue": {**_QUEUE, "payload": "jsonb", "headers": "jsonb", **_OPTIONS},
-    "enqueue_batch": {**_QUEUE, "payloads": "jsonb[]", "headers": "jsonb[]", **_OPTIONS, "dedup_keys": "text[]"},
+    "enqueue_batch": {
+        **_QUEUE,
+        "payloads": "jsonb[]",
+        "headers": "jsonb[]",
+        **_OPTIONS,
+        "dedup_keys": "text[]",
+    },
     "dequeue": {
         **_QUEUE,
         "n": "int",

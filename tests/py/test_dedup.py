@@ -67,7 +67,9 @@ def test_1000_concurrent_enqueues_of_one_key_make_one_message(
         together.wait(60)
         return [put(sessions[number], str(i), "k") for i in range(number, 1000, 64)]
 
-    ids = [i for done in [background(some, number) for number in range(64)] for i in done.result(120)]
+    ids = [
+        i for done in [background(some, number) for number in range(64)] for i in done.result(120)
+    ]
     assert len(ids) == 1000
     assert len(set(ids)) == 1
     assert race.unsettled(conn) == (1, 0, 0)
@@ -234,7 +236,9 @@ def test_a_key_has_at_most_one_unsettled_message(
     conn: psycopg.Connection, connect: Connect, background: Background
 ) -> None:
     """Producers and consumers who commit, roll back, fail, give up and replace."""
-    conn.execute("select mq.alter_queue('q', dedup_window => '0', max_attempts => 2, retry_backoff => '0')")
+    conn.execute(
+        "select mq.alter_queue('q', dedup_window => '0', max_attempts => 2, retry_backoff => '0')"
+    )
     keys = ["a", "b", "c", "d", "e"]
 
     def produce(number: int) -> None:
@@ -257,15 +261,23 @@ def test_a_key_has_at_most_one_unsettled_message(
             with own.transaction(force_rollback=chance.random() < 0.2):
                 for msg_id in ids if chance.random() < 0.3 else [None]:
                     call = chance.choice(
-                        ["ack('q', %s, %s::bigint[])", "nack('q', %s, %s::bigint[])", "nack('q', %s, %s::bigint[], dead => true)"]
+                        [
+                            "ack('q', %s, %s::bigint[])",
+                            "nack('q', %s, %s::bigint[])",
+                            "nack('q', %s, %s::bigint[], dead => true)",
+                        ]
                     )
-                    own.execute(f"select mq.{call}", (receipt, None if msg_id is None else [msg_id]))
+                    own.execute(
+                        f"select mq.{call}", (receipt, None if msg_id is None else [msg_id])
+                    )
 
     def unsettled_keys(own: psycopg.Connection) -> Counter[str]:
         rows = own.execute("select payload #>> '{}' from mq.peek('q', 10000)").fetchall()
         return Counter(row[0] for row in rows)
 
-    work = [background(produce, i) for i in range(4)] + [background(consume, 10 + i) for i in range(4)]
+    work = [background(produce, i) for i in range(4)] + [
+        background(consume, 10 + i) for i in range(4)
+    ]
     while not all(done.done() for done in work):
         assert all(count == 1 for count in unsettled_keys(conn).values())
     for done in work:

@@ -65,7 +65,12 @@ VALID: dict[str, dict[str, str]] = {
     "create_queue": {"mode": "lease", "notify": "auto", "queue": "new"},
     "dequeue": {"n": "2", "ack": LIVE, "subscription": "default"},
     "enqueue": {"payload": "{}", "headers": "{}", "dedup_key": "k", "on_duplicate": "keep"},
-    "enqueue_batch": {"payloads": "{1,2}", "headers": "{1,2}", "dedup_keys": "{k,l}", "on_duplicate": "keep"},
+    "enqueue_batch": {
+        "payloads": "{1,2}",
+        "headers": "{1,2}",
+        "dedup_keys": "{k,l}",
+        "on_duplicate": "keep",
+    },
     "extend": {"receipt": LIVE},
     "message_status": {"msg_id": "1"},
     "nack": {"receipt": LIVE, "reason": "because", "dead": "true"},
