@@ -64,6 +64,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -82,6 +83,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 if_not_exists=if_not_exists,
             )
         )
@@ -102,6 +104,7 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -119,6 +122,7 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
             )
         )
 

@@ -47,6 +47,7 @@ _RETRIES = {
     "retry_delays": "interval[]",
     "retry_jitter": "double precision",
 }
+_AGEING = {"priority_ageing": "interval"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -60,8 +61,8 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES},
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES},
+    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_AGEING},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
@@ -248,8 +249,8 @@ unlisten = _void("unlisten")
 version: Function[str] = Function("version", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at) from stdin"
-COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz")
+COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority) from stdin"
+COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4")
 
 
 def copy_row(queue: str, item: object) -> Row:
@@ -260,6 +261,7 @@ def copy_row(queue: str, item: object) -> Row:
         Jsonb(message.payload),
         maybe_json(message.headers),
         message.deliver_at,
+        message.priority,
     )
 
 

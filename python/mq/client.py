@@ -67,6 +67,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -82,6 +83,8 @@ class Client:
             retry_backoff_max: the longest such delay (default 1 hour).
             retry_delays: with 'list', the delay after each attempt, the last from then on.
             retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
+            priority_ageing: after each such time that its oldest message has waited, a priority counts
+                as one more (default: never; in `alter_queue` 0 means that).
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -106,6 +109,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 if_not_exists=if_not_exists,
             )
         )
@@ -126,6 +130,7 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -147,6 +152,7 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
             )
         )
 
@@ -209,7 +215,7 @@ class Client:
             headers: what is not business, such as a type or a trace id.
             delay: not to be delivered before this time has passed.
             deliver_at: not to be delivered before this time (aware).
-            priority: higher goes first.
+            priority: 0 to 9; 9 goes first, 4 is the default.
             ordering_key: messages of one key are delivered one after the other.
             dedup_key: a second message with this key is not enqueued.
             ttl: worthless after this time.

@@ -32,12 +32,14 @@ class Message:
         headers: a mapping for what is not business, such as a type or a trace id.
         deliver_at: not before this time (aware); None: at once.
         queue: the queue to send it to; None: the one that `copy_in` was called with.
+        priority: 0 to 9; 9 goes first; None: 4.
     """
 
     payload: object
     headers: dict[str, Any] | None = None
     deliver_at: datetime | None = None
     queue: str | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class PeekedMessage:
         due_at: when it becomes ready; None if it is.
         payload: the message.
         headers: what the producer added, or None.
+        priority: 0 to 9; 9 goes first.
     """
 
     msg_id: int
@@ -109,6 +112,7 @@ class PeekedMessage:
     due_at: datetime | None
     payload: Any
     headers: Any
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class MessageStatus:
         leased_until: when its lease ends; None if it is not leased.
         settled_at: when it was completed or given up; None if it was not.
         reason: why it was given back or given up; None if it was not.
+        priority: 0 to 9; 9 goes first.
     """
 
     state: str
@@ -132,6 +137,7 @@ class MessageStatus:
     leased_until: datetime | None
     settled_at: datetime | None
     reason: str | None
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ begin
     if redrive.max_messages < 0 then
         perform mq._invalid('max_messages', 'It is negative.', 'Leave it out for all.');
     end if;
-    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane) from (select distinct d.lane from mq.dead_letter as d where d.queue_id = q.queue_id) as x where t.queue_id <> q.queue_id;
+    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane) from (select distinct d.lane from mq.dead_letter as d where d.queue_id = q.queue_id) as x
+    where x.lane <> 0;
     -- A row that another redrive has is skipped: each dead letter comes back once.
     execute 'with chosen as (
             select d.queue_id, d.msg_id from mq.dead_letter as d

@@ -70,6 +70,11 @@ def _settings(function: F) -> F:
             type=click.FloatRange(0, 1),
             help="Share of a delay that chance may take off.",
         ),
+        click.option(
+            "--priority-ageing",
+            type=DURATION,
+            help="A priority counts as one more after each such time; 0: never.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option(
             "--notify", type=click.Choice(["auto", "always", "never"]), help="When to NOTIFY."

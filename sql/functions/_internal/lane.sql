@@ -42,7 +42,7 @@ begin
     if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bits <> v_bits then
         perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bits);
     end if;
-    if v_bits is not null and not mq._has_lanes(pg_sequence_last_value(_use_lane.register)) then
+    if v_bits is not null and mq._has_lanes(pg_sequence_last_value(_use_lane.register)) is not true then      -- null: a copy that came without
         perform mq._write_register(_use_lane.queue_id, _use_lane.register, 0, 1::bigint << 31);
     end if;
 end $$;

@@ -26,7 +26,7 @@ declare
     v_fit    int;
     v_opened boolean := false;
 begin
-    again := array(select x from unnest(_redeliver.again) as x order by mq._priority_of(x.lane) desc, x.msg_id);
+    again := array(select x from unnest(_redeliver.again) as x order by mq._priority_of(x.lane) desc, x.lane, x.msg_id);
     v_lane := again[1].lane;
     v_fit := (select least(64 * _redeliver.n, count(*)) from unnest(again) as x where x.lane = v_lane);
     select * into q from mq.queue as x where x.name = _redeliver.queue;

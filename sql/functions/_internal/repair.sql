@@ -69,7 +69,10 @@ begin
     perform mq._copy_deferred(q.queue_id, 0, 1);
     perform mq._copy_deferred(q.queue_id, 1, 0);
 
-    -- Sequences are not copied by logical replication.
+    -- Sequences are not copied by logical replication: neither which lanes there are, nor which numbers were given.
+    execute format('select mq._use_lane($1, $2, $3, x.lane) from (select l.lane from mq.log_%1$s_%2$s as l'
+                   ' union select d.lane from mq.deferred_%1$s_0 as d) as x where x.lane <> 0', q.queue_id, v_new)
+        using q.queue_id, q.register, q.lanes;
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
                    ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s))', q.queue_id, v_new) into v_last;
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
