@@ -92,20 +92,28 @@ end $$;
 create or replace function mq._take_by_priority(queue_id int, ageing interval, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_lane smallint;
-    v_slot int;
+    v_slot  int;
+    v_at    int;
+    a_lanes smallint[];
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
         where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
+    c_first_ready constant text := (
+        select format('select least(%s)', string_agg(format('mq._first_ready_%s_%s(1::smallint, $1)', _take_by_priority.queue_id, x), ', '))
+        from unnest(a_slots) as x);
 begin
-    foreach v_lane in array mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots) loop
+    a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots);
+    loop
+        execute c_first_ready into v_at using a_lanes;
+        exit when v_at is null;
         foreach v_slot in array a_slots loop
             return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
-                using v_lane, _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
+                using a_lanes[v_at], _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
             if found then
                 return;
             end if;
         end loop;
+        a_lanes := a_lanes[v_at + 1:];      -- others have it
     end loop;
 end $$;
