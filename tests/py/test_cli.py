@@ -617,3 +617,23 @@ def test_retry_policies(ok: Cli, cli: Cli) -> None:
     assert said.code == 1
     assert "retry_policy" in said.err
     assert cli("queue", "alter", "hooks", "--retry-jitter", "2").code == 2
+
+
+def test_priorities(ok: Cli, cli: Cli) -> None:
+    def ageing() -> object:
+        shown = ok("queue", "show", "urgent", "--json").json
+        return shown.get("settings", shown)["priority_ageing"]
+
+    ok("queue", "create", "urgent", "--priority-ageing", "1h")
+    assert ageing() == "01:00:00"
+    ok("queue", "alter", "urgent", "--priority-ageing", "0")
+    assert ageing() is None
+    ok("enqueue", "urgent", "1", "--priority", "0")
+    ok("enqueue", "urgent", "2", "--priority", "9")
+    assert [row["priority"] for row in ok("peek", "urgent", "--json").json] == [0, 9]
+    assert "priority" in ok("peek", "urgent").out
+    assert ok("dequeue", "urgent", "-n", "2", "--json").json[0]["payload"] == 2
+    refused = cli("enqueue", "urgent", "3", "--priority", "10")
+    assert refused.code == 1
+    assert "priority" in refused.err
+    assert "9 first" in ok("enqueue", "--help").out

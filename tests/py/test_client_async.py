@@ -80,6 +80,23 @@ def test_a_round_through_all_methods(database: str) -> None:
     run(database, test)
 
 
+def test_priorities(database: str, queue: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        await client.alter_queue(queue, priority_ageing=timedelta(hours=1))
+        (found,) = [one for one in await client.queues() if one.name == queue]
+        assert found.settings["priority_ageing"] == "01:00:00"
+        low = await client.enqueue(queue, "low", priority=1)
+        await client.copy_in(queue, [mq.Message("high", priority=9)])
+        assert [m.priority for m in await client.peek(queue)] == [1, 9]
+        status = await client.message_status(queue, low)
+        assert status is not None
+        assert status.priority == 1
+        assert [d.payload for d in await client.dequeue(queue, 2)] == ["high"]
+        assert [d.payload for d in await client.dequeue(queue, 2)] == ["low"]
+
+    run(database, test)
+
+
 def test_copy_in(database: str, queue: str) -> None:
     async def more() -> AsyncIterator[Any]:
         yield "c"

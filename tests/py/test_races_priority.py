@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
 from typing import Any
@@ -82,9 +83,7 @@ def forget_lanes(conn: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback", "savepoint"])
-def test_the_first_use_of_a_priority(
-    conn: psycopg.Connection, session: Connect, end: str
-) -> None:
+def test_the_first_use_of_a_priority(conn: psycopg.Connection, session: Connect, end: str) -> None:
     """Consumers look into its lane from then on, whatever becomes of it; nothing of it before it is committed."""
     producer = session()
     put(conn, "plain 1")
@@ -209,9 +208,7 @@ def test_a_segment_of_low_priority_only_is_kept(conn: psycopg.Connection) -> Non
     wait.until(lambda: "dropped" in maintain(conn))
 
 
-def test_a_rollback_leaves_a_hole_in_a_lane(
-    conn: psycopg.Connection, session: Connect
-) -> None:
+def test_a_rollback_leaves_a_hole_in_a_lane(conn: psycopg.Connection, session: Connect) -> None:
     """In an older block than the newest, in an open and in a closed segment."""
     for i in range(4):
         put(conn, f"a{i}", 7)
@@ -313,7 +310,8 @@ def test_a_deferral_set_is_emptied_lane_by_lane(conn: psycopg.Connection) -> Non
     put(conn, "due", 3, "1 microsecond")  # moves the cursor of its lane
     assert take(conn) == ["due"]
     conn.execute(
-        "select mq._write_register(%s, %s, 3::bigint << 32, (~pg_sequence_last_value(%s) & (1::bigint << 32)) | (1::bigint << 33))",
+        "select mq._write_register(%s, %s, 3::bigint << 32,"
+        " (~pg_sequence_last_value(%s) & (1::bigint << 32)) | (1::bigint << 33))",
         (number(conn), register, register),
     )  # as _rotate_deferral changes over
     put(conn, "9 new 0", 9, "1 hour")
@@ -333,6 +331,18 @@ def test_a_deferral_set_is_emptied_lane_by_lane(conn: psycopg.Connection) -> Non
     got = drain(conn)
     assert sorted(got) == sorted(want)
     assert [message[0] for message in got] == sorted((m[0] for m in want), reverse=True)
+
+
+def test_what_is_due_before_the_cursor_of_its_lane(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    """Its transaction took long to commit."""
+    producer = session()
+    put(producer, "late", 3, "1 microsecond")
+    put(conn, "early", 3, "1 microsecond")
+    assert take(conn) == ["early"]
+    producer.commit()
+    assert take(conn) == ["late"]
 
 
 @pytest.mark.parametrize("lanes", ["copied", "forgotten"])
@@ -369,6 +379,17 @@ def test_a_copy_keeps_priorities(conn: psycopg.Connection, move: Any, lanes: str
     assert drain(conn) == ["buried", "plain again"]
 
 
+def test_what_one_lane_settled(conn: psycopg.Connection) -> None:
+    """Is not settled in another, where it has the same place."""
+    put(conn, "high", 9)
+    put(conn, "low", 0)
+    receipt = lease(conn)
+    lease(conn)
+    assert ack(conn, receipt) == 1
+    rows = conn.execute("select payload, state, priority from mq.peek('q')").fetchall()
+    assert rows == [("low", "leased", 0)]
+
+
 def test_purge_and_drop_with_priorities(conn: psycopg.Connection) -> None:
     for priority in (0, 9, None):
         put(conn, "ready", priority)
@@ -400,13 +421,15 @@ def test_the_highest_priority_that_is_ready(
     ready: dict[int, list[int]] = defaultdict(list)
     leases: list[tuple[str, int, list[int]]] = []
     last: dict[int, int] = defaultdict(int)
-    of_which = {}
+    of_which: dict[int, int] = {}
     conn.execute("select mq.alter_queue('q', max_attempts => 100, retry_backoff => '0')")
     for _ in range(250):
         step = chance.random()
         if step < 0.35:
             priority = chance.choice([0, 3, 4, 9])
-            producer, end = chance.choice([(conn, "commit"), (other, "commit"), (other, "rollback")])
+            producer, end = chance.choice(
+                [(conn, "commit"), (other, "commit"), (other, "rollback")]
+            )
             ids = [
                 put(producer, "x", priority, chance.choice([None, None, "0"]))
                 for _ in range(chance.choice([1, 1, 3, 20]))
@@ -418,7 +441,9 @@ def test_the_highest_priority_that_is_ready(
         elif step < 0.75:
             rows = take_rows(conn, chance.choice([1, 1, 2, 7]))
             highest = max((p for p in ready if ready[p]), default=None)
-            assert {of_which[row[0]] for row in rows} == ({highest} if highest is not None else set())
+            assert {of_which[row[0]] for row in rows} == (
+                {highest} if highest is not None else set()
+            )
             if highest is None:
                 continue
             for row in rows:
@@ -493,10 +518,8 @@ def maintain_often(conn: psycopg.Connection, rounds: int) -> None:
     for i in range(rounds):
         conn.execute("select mq.maintain('q')")
         if i % 5 == 4:
-            try:
-                rotate(conn)
-            except psycopg.errors.ObjectNotInPrerequisiteState:
-                pass  # no spare slot yet
+            with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState):
+                rotate(conn)  # or there is no spare slot yet
 
 
 def test_conservation_with_eight_consumers_and_three_priorities(
@@ -539,7 +562,11 @@ def window(conn: psycopg.Connection) -> measure.Cost:
     calls = []
     for i in range(240):
         conn.execute("select mq.enqueue('q', '{\"a\": 1}', priority => %s)", (i % 3 * 4,))
-        calls.append(measure.call(conn, "select set_config('cost.receipt', max(receipt), false) from mq.dequeue('q')"))
+        calls.append(
+            measure.call(
+                conn, "select set_config('cost.receipt', max(receipt), false) from mq.dequeue('q')"
+            )
+        )
         conn.execute("select mq.ack('q', current_setting('cost.receipt'))")
     return measure.cost(calls)
 
