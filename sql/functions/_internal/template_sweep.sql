@@ -40,7 +40,7 @@ begin
               and (s.final or s.leased_until >= v_now) offset 0);
 end $$;
 
--- The block that the next ticket is of. In older ones, what nobody leased is a hole; newer ones were opened ahead.
+-- The block that the next ticket is of. Where a scan of blocks begins at it, in a (select …): once, not for each row. In older ones, what nobody leased is a hole; newer ones were opened ahead.
 create or replace function mq._current_{t}(p_sub smallint, p_lane smallint) returns bigint
 language plpgsql as $$
 begin
