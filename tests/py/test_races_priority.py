@@ -379,6 +379,20 @@ def test_a_copy_keeps_priorities(conn: psycopg.Connection, move: Any, lanes: str
     assert drain(conn) == ["buried", "plain again"]
 
 
+def test_a_copy_without_sequences_knows_of_ttl_and_cancel(conn: psycopg.Connection) -> None:
+    conn.execute("select mq.enqueue('q', '\"expired\"', ttl => '1 ms', priority => 7)")
+    cancelled = put(conn, "cancelled", 5, "1 hour")
+    put(conn, "later", 5, "1 hour")
+    assert value(conn, "select mq.cancel('q', %s)", cancelled)
+    conn.execute("select pg_sleep(0.002)")
+    forget_lanes(conn)
+    from_elsewhere(conn)
+    drain(conn)
+    make_due(conn)
+    assert drain(conn) == ["later"]
+    assert value(conn, "select reason from mq.dead_letters('q')") == "expired"
+
+
 def test_what_one_lane_settled(conn: psycopg.Connection) -> None:
     """Is not settled in another, where it has the same place."""
     put(conn, "high", 9)

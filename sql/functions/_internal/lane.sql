@@ -37,7 +37,7 @@ end $$;
 create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (has_ttl::int << 10) end;
+    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (coalesce(has_ttl, false)::int << 10) end;
 begin
     if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bits <> v_bits then
         perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bits);

@@ -69,10 +69,12 @@ begin
     perform mq._copy_deferred(q.queue_id, 0, 1);
     perform mq._copy_deferred(q.queue_id, 1, 0);
 
-    -- Sequences are not copied by logical replication: neither which lanes there are, nor which numbers were given.
-    execute format('select mq._use_lane($1, $2, $3, x.lane) from (select l.lane from mq.log_%1$s_%2$s as l'
-                   ' union select d.lane from mq.deferred_%1$s_0 as d) as x where x.lane <> 0', q.queue_id, v_new)
+    -- Sequences are not copied by logical replication: neither which lanes there are and what is in them, nor which numbers were given.
+    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl))'
+                   ' from (select l.lane, l.extra ? ''e'' as has_ttl from mq.log_%1$s_%2$s as l'
+                   ' union all select d.lane, d.extra ? ''e'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
         using q.queue_id, q.register, q.lanes;
+    perform mq._use_cancel(q.queue_id, q.lanes) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
                    ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s))', q.queue_id, v_new) into v_last;
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
