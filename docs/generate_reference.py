@@ -19,10 +19,11 @@ REFERENCE = Path(__file__).parent / "reference.md"
 # Headings and what is under them, in the order in which one needs it.
 AREAS = {
     "Queues": "create_queue alter_queue drop_queue purge_queue pause_queue resume_queue queues",
-    "Producing": "enqueue enqueue_batch cancel",
-    "Consuming": "dequeue ack nack extend next_due listen unlisten",
-    "Schedules": "cron_next",
+    "Producing": "enqueue enqueue_batch cancel wait_for",
+    "Consuming": "dequeue ack nack extend report next_due listen unlisten",
+    "Schedules": "schedule unschedule schedules run_schedule cron_next",
     "Dead letters": "dead_letters redrive purge_dead_letters",
+    "Replay": "rewind history",
     "Looking": "peek message_status queue_stats version",
     "Upkeep": "maintain sweep_stale rotate_segment",
 }

@@ -21,10 +21,12 @@
 \ir functions/_internal/redeliver.sql
 \ir functions/_internal/cancel.sql
 \ir functions/_internal/segment.sql
+\ir functions/_internal/note.sql
 \ir functions/_internal/inspect.sql
 \ir functions/_internal/repair.sql
 \ir functions/_internal/inbox.sql
 \ir functions/_internal/cron.sql
+\ir functions/_internal/schedule.sql
 \ir functions/create_queue.sql
 \ir functions/alter_queue.sql
 \ir functions/drop_queue.sql
@@ -38,6 +40,8 @@
 \ir functions/ack.sql
 \ir functions/nack.sql
 \ir functions/extend.sql
+\ir functions/report.sql
+\ir functions/wait_for.sql
 \ir functions/sweep_stale.sql
 \ir functions/maintain.sql
 \ir functions/rotate_segment.sql
@@ -45,6 +49,8 @@
 \ir functions/dead_letters.sql
 \ir functions/redrive.sql
 \ir functions/purge_dead_letters.sql
+\ir functions/rewind.sql
+\ir functions/history.sql
 \ir functions/peek.sql
 \ir functions/message_status.sql
 \ir functions/cancel.sql
@@ -53,3 +59,7 @@
 \ir functions/unlisten.sql
 \ir functions/version.sql
 \ir functions/cron_next.sql
+\ir functions/schedule.sql
+\ir functions/unschedule.sql
+\ir functions/schedules.sql
+\ir functions/run_schedule.sql

@@ -1,11 +1,11 @@
 -- Who may do what. Everything is taken away first, every time: old rights survive "create or replace".
 do $$
 declare
-    c_producer constant text[] := array['enqueue', 'enqueue_batch', 'cancel', 'queues', 'queue_stats', 'message_status', 'cron_next', 'version'];
-    c_consumer constant text[] := array['dequeue', 'ack', 'nack', 'extend', 'sweep_stale', 'maintain', 'next_due', 'listen', 'unlisten',
-                                        'dead_letters', 'peek', 'queues', 'queue_stats', 'message_status', 'cron_next', 'version'];
+    c_producer constant text[] := array['enqueue', 'enqueue_batch', 'cancel', 'queues', 'queue_stats', 'message_status', 'wait_for', 'cron_next', 'schedules', 'version'];
+    c_consumer constant text[] := array['dequeue', 'ack', 'nack', 'extend', 'report', 'sweep_stale', 'maintain', 'next_due', 'listen', 'unlisten',
+                                        'dead_letters', 'peek', 'history', 'queues', 'queue_stats', 'message_status', 'wait_for', 'cron_next', 'schedules', 'version'];
     c_admin    constant text[] := array['create_queue', 'alter_queue', 'drop_queue', 'purge_queue', 'pause_queue', 'resume_queue',
-                                        'rotate_segment', 'redrive', 'purge_dead_letters'];
+                                        'rotate_segment', 'redrive', 'rewind', 'purge_dead_letters', 'schedule', 'unschedule', 'run_schedule'];
     v_role     text;
     v_routine  regprocedure;
     v_name     text;

@@ -13,11 +13,13 @@ from .errors import (
     InvalidState,
     LeaseLost,
     MalformedReceipt,
+    MessageDead,
     NotSupported,
     PermissionDenied,
     QueueExists,
     QueueNotFound,
     RetryTransaction,
+    ScheduleNotFound,
     TransactionTooLarge,
     Undecodable,
 )
@@ -31,6 +33,9 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
+    SettledMessage,
+    Schedule,
 )
 
 __all__ = [
@@ -53,6 +58,7 @@ __all__ = [
     "MaintenanceAction",
     "MalformedReceipt",
     "Message",
+    "MessageDead",
     "MessageStatus",
     "NotSupported",
     "PeekedMessage",
@@ -61,7 +67,11 @@ __all__ = [
     "QueueInfo",
     "QueueNotFound",
     "QueueStats",
+    "Result",
     "RetryTransaction",
+    "SettledMessage",
+    "Schedule",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

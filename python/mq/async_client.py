@@ -21,6 +21,9 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
+    SettledMessage,
+    Schedule,
 )
 
 __all__ = ["AsyncClient"]
@@ -65,6 +68,7 @@ class AsyncClient:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
+        result_retention: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -84,6 +88,7 @@ class AsyncClient:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
+                result_retention=result_retention,
                 if_not_exists=if_not_exists,
             )
         )
@@ -105,6 +110,7 @@ class AsyncClient:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
+        result_retention: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -123,6 +129,7 @@ class AsyncClient:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
+                result_retention=result_retention,
             )
         )
 
@@ -292,6 +299,12 @@ class AsyncClient:
         )
         return until
 
+    async def report(self, queue: str, receipt: str, msg_id: int, progress: object) -> bool:
+        """Say how far the work on a leased message is, for `message_status`: `mq.report`."""
+        return await self.call(
+            calls.report(queue=queue, receipt=receipt, msg_id=msg_id, progress=calls.json(progress))
+        )
+
     async def listen(self, queue: str) -> None:
         """Hear of new messages on this connection, from the commit on: `mq.listen`."""
         await self.call(calls.listen(queue=queue))
@@ -318,6 +331,54 @@ class AsyncClient:
     async def rotate_segment(self, queue: str) -> None:
         """Begin a new segment now: `mq.rotate_segment`."""
         await self.call(calls.rotate_segment(queue=queue))
+
+    # Schedules
+
+    async def schedule(
+        self,
+        name: str,
+        cron: str,
+        queue: str,
+        payload: object,
+        *,
+        timezone: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        catch_up: str | None = None,
+    ) -> datetime:
+        """Send a message each time that a cron expression is due; returns when that is next: `mq.schedule`."""
+        due: datetime = await self.call(
+            calls.schedule(
+                name=name,
+                cron=cron,
+                queue=queue,
+                payload=Jsonb(payload),
+                timezone=timezone,
+                headers=calls.maybe_json(headers),
+                catch_up=catch_up,
+            )
+        )
+        return due
+
+    async def unschedule(self, name: str) -> bool:
+        """End a schedule; False: there was none: `mq.unschedule`."""
+        return await self.call(calls.unschedule(name=name))
+
+    async def schedules(self) -> list[Schedule]:
+        """All schedules: `mq.schedules`."""
+        return await self.call(calls.schedules())
+
+    async def run_schedule(self, name: str) -> int:
+        """Send the message of a schedule now, besides those that are due: `mq.run_schedule`."""
+        return await self.call(calls.run_schedule(name=name))
+
+    async def cron_next(
+        self, expression: str, after: datetime | None = None, timezone: str | None = None
+    ) -> datetime:
+        """When a cron expression is due, after `after` (default now): `mq.cron_next`."""
+        due: datetime = await self.call(
+            calls.cron_next(expression=expression, after=after, timezone=timezone)
+        )
+        return due
 
     # Looking
 
@@ -347,6 +408,25 @@ class AsyncClient:
         """Delete dead letters, those older than `older_than` or all; returns how many."""
         return await self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
 
+    async def rewind(
+        self, queue: str, *, to_time: datetime | None = None, to_msg_id: int | None = None
+    ) -> int:
+        """Deliver again what was acknowledged and is kept; returns how many: `mq.rewind`."""
+        return await self.call(calls.rewind(queue=queue, to_time=to_time, to_msg_id=to_msg_id))
+
+    async def history(
+        self,
+        queue: str,
+        *,
+        from_time: datetime | None = None,
+        to_time: datetime | None = None,
+        n: int | None = None,
+    ) -> list[SettledMessage]:
+        """Up to `n` (default 100) messages that are done and kept, the oldest first: `mq.history`."""
+        return await self.call(
+            calls.history(queue=queue, from_time=from_time, to_time=to_time, n=n)
+        )
+
     async def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
         """Look at up to `n` (default 10) messages without taking them: `mq.peek`."""
         return await self.call(calls.peek(queue=queue, n=n))
@@ -354,6 +434,12 @@ class AsyncClient:
     async def message_status(self, queue: str, msg_id: int) -> MessageStatus | None:
         """Where a message stands; None: it is forgotten: `mq.message_status`."""
         return await self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    async def wait_for(
+        self, queue: str, msg_id: int, timeout: timedelta | None = None
+    ) -> Result | None:
+        """Wait until a message is done, and get its result; None: not yet: `mq.wait_for`."""
+        return await self.call(calls.wait_for(queue=queue, msg_id=msg_id, timeout=timeout))
 
     async def cancel(self, queue: str, msg_id: int) -> bool:
         """Withdraw a message that was not delivered yet; True if it worked: `mq.cancel`."""

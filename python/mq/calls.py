@@ -26,6 +26,9 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
+    SettledMessage,
+    Schedule,
 )
 
 T = TypeVar("T")
@@ -48,6 +51,7 @@ _RETRIES = {
     "retry_jitter": "double precision",
 }
 _AGEING = {"priority_ageing": "interval"}
+_RESULTS = {"result_retention": "interval"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -61,8 +65,8 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_AGEING},
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING},
+    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_AGEING, **_RESULTS},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
@@ -88,6 +92,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "count_attempt": "boolean",
     },
     "extend": {**_LEASE, "visibility_timeout": "interval"},
+    "report": {**_LEASE, "msg_id": "bigint", "progress": "jsonb"},
     "sweep_stale": _QUEUE,
     "maintain": _QUEUE,
     "rotate_segment": _QUEUE,
@@ -95,13 +100,29 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "dead_letters": {**_QUEUE, "n": "int"},
     "redrive": {**_QUEUE, "msg_ids": "bigint[]", "to_queue": "text", "max_messages": "int"},
     "purge_dead_letters": {**_QUEUE, "older_than": "interval"},
+    "rewind": {**_QUEUE, "to_time": "timestamptz", "to_msg_id": "bigint"},
+    "history": {**_QUEUE, "from_time": "timestamptz", "to_time": "timestamptz", "n": "int"},
     "peek": {**_QUEUE, "n": "int"},
     "message_status": {**_QUEUE, "msg_id": "bigint"},
+    "wait_for": {**_QUEUE, "msg_id": "bigint", "timeout": "interval"},
     "cancel": {**_QUEUE, "msg_id": "bigint"},
     "queue_stats": _QUEUE,
     "listen": _QUEUE,
     "unlisten": _QUEUE,
     "version": {},
+    "cron_next": {"expression": "text", "after": "timestamptz", "timezone": "text"},
+    "schedule": {
+        "name": "text",
+        "cron": "text",
+        **_QUEUE,
+        "payload": "jsonb",
+        "timezone": "text",
+        "headers": "jsonb",
+        "catch_up": "text",
+    },
+    "unschedule": {"name": "text"},
+    "schedules": {},
+    "run_schedule": {"name": "text"},
 }
 
 
@@ -215,7 +236,20 @@ def _columns(kind: Any) -> tuple[str, ...]:
 
 
 def _status(rows: list[Row]) -> MessageStatus | None:
-    return MessageStatus(*rows[0]) if rows and rows[0][0] is not None else None
+    return MessageStatus(*_decoded(rows)) if rows and rows[0][0] is not None else None
+
+
+def _result(rows: list[Row]) -> Result | None:
+    value, is_done = _decoded(rows)
+    return Result(value) if is_done else None
+
+
+def _decoded(rows: list[Row]) -> Row:
+    """The one row, of a message that the caller named."""
+    for value in rows[0]:
+        if isinstance(value, Undecoded):
+            raise Undecodable([], [value.text], value.reason)
+    return rows[0]
 
 
 create_queue = _void("create_queue")
@@ -231,6 +265,7 @@ dequeue = _messages("dequeue", Delivery)
 ack: Function[int] = Function("ack", _value)
 nack: Function[int] = Function("nack", _value)
 extend: Function[Any] = Function("extend", _value)
+report: Function[bool] = Function("report", _value)
 sweep_stale: Function[int] = Function("sweep_stale", _value)
 maintain = _table("maintain", MaintenanceAction)
 rotate_segment = _void("rotate_segment")
@@ -238,15 +273,26 @@ next_due: Function[Any] = Function("next_due", _value)
 dead_letters = _messages("dead_letters", DeadLetter)
 redrive: Function[int] = Function("redrive", _value)
 purge_dead_letters: Function[int] = Function("purge_dead_letters", _value)
+rewind: Function[int] = Function("rewind", _value)
+history = _messages("history", SettledMessage)
 peek = _messages("peek", PeekedMessage)
 message_status: Function[MessageStatus | None] = Function(
     "message_status", _status, _columns(MessageStatus)
+)
+#: JSON's null and SQL's are both None in Python, so the statement tells them apart.
+wait_for: Function[Result | None] = Function(
+    "wait_for", _result, ("wait_for", "wait_for is not null")
 )
 cancel: Function[bool] = Function("cancel", _value)
 queue_stats = _table("queue_stats", QueueStats)
 listen = _void("listen")
 unlisten = _void("unlisten")
 version: Function[str] = Function("version", _value)
+cron_next: Function[Any] = Function("cron_next", _value)
+schedule: Function[Any] = Function("schedule", _value)
+unschedule: Function[bool] = Function("unschedule", _value)
+schedules = _messages("schedules", Schedule)
+run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
 COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority) from stdin"
@@ -265,9 +311,14 @@ def copy_row(queue: str, item: object) -> Row:
     )
 
 
+def json(value: object) -> Jsonb:
+    """JSON, of which None is the null; what is `Jsonb` already stays as it is."""
+    return value if isinstance(value, Jsonb) else Jsonb(value)
+
+
 def maybe_json(value: object) -> Jsonb | None:
-    """JSON; None stays SQL's null, as headers and results want it (not so a payload)."""
-    return None if value is None else Jsonb(value)
+    """The same, but None stays SQL's null, as headers and results want it (not so a payload)."""
+    return None if value is None else json(value)
 
 
 def json_array(values: Iterable[object]) -> list[Jsonb]:

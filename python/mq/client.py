@@ -21,6 +21,9 @@ from .message import (
     PeekedMessage,
     QueueInfo,
     QueueStats,
+    Result,
+    SettledMessage,
+    Schedule,
 )
 
 __all__ = ["Client"]
@@ -68,6 +71,7 @@ class Client:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
+        result_retention: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -89,6 +93,7 @@ class Client:
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
             segment_bytes: how big a segment gets before the next one, in bytes.
+            result_retention: how long results and progress are kept (default 1 hour).
             if_not_exists: True: a queue that exists already is left as it is.
 
         Raises:
@@ -110,6 +115,7 @@ class Client:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
+                result_retention=result_retention,
                 if_not_exists=if_not_exists,
             )
         )
@@ -131,6 +137,7 @@ class Client:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
+        result_retention: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -153,6 +160,7 @@ class Client:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
+                result_retention=result_retention,
             )
         )
 
@@ -364,7 +372,8 @@ class Client:
             msg_ids: which of its messages; None: all that are left.
             strict: True: raise if any of them was lost, so that the caller's transaction rolls back
                 with its other writes.
-            result: any value that `json` can write, kept with the message.
+            result: any value that `json` can write, kept for each of these messages, for `wait_for`
+                and `message_status`; None: no result (JSON's null is ``Jsonb(None)``).
 
         Returns:
             How many were settled; 0: the lease was lost, or settled before.
@@ -438,6 +447,27 @@ class Client:
         )
         return until
 
+    def report(self, queue: str, receipt: str, msg_id: int, progress: object) -> bool:
+        """Say how far the work on a leased message is, for `message_status`: `mq.report`.
+
+        It is seen once the caller's transaction commits. The lease is not made longer.
+
+        Args:
+            queue: the queue.
+            receipt: of the lease.
+            msg_id: which of its messages.
+            progress: any value that `json` can write; None is JSON's null.
+
+        Returns:
+            False: the lease is lost, or has no such message left.
+
+        Raises:
+            QueueNotFound, MalformedReceipt, RetryTransaction.
+        """
+        return self.call(
+            calls.report(queue=queue, receipt=receipt, msg_id=msg_id, progress=calls.json(progress))
+        )
+
     def listen(self, queue: str) -> None:
         """Hear of new messages on this connection, from the commit on: `mq.listen`.
 
@@ -497,6 +527,93 @@ class Client:
         """
         self.call(calls.rotate_segment(queue=queue))
 
+    # Schedules
+
+    def schedule(
+        self,
+        name: str,
+        cron: str,
+        queue: str,
+        payload: object,
+        *,
+        timezone: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        catch_up: str | None = None,
+    ) -> datetime:
+        """Send a message each time that a cron expression is due: `mq.schedule`.
+
+        Whoever dequeues, or calls `maintain`, sees to it. Safe to call at each start of a program: given
+        again as it is, nothing changes.
+
+        Args:
+            name: of the schedule; one that exists is replaced.
+            cron: five fields, or six with seconds first, @daily and the like, or every 90 seconds.
+            queue: where to.
+            payload: any value that `json` can write; None is JSON's null.
+            timezone: whose clocks; default UTC.
+            headers: as in `enqueue`.
+            catch_up: what becomes of times that nobody was there for: one (default; one message for
+                all of them), all, or none.
+
+        Returns:
+            When it is due next.
+
+        Raises:
+            QueueNotFound, InvalidArgument, RetryTransaction.
+        """
+        due: datetime = self.call(
+            calls.schedule(
+                name=name,
+                cron=cron,
+                queue=queue,
+                payload=Jsonb(payload),
+                timezone=timezone,
+                headers=calls.maybe_json(headers),
+                catch_up=catch_up,
+            )
+        )
+        return due
+
+    def unschedule(self, name: str) -> bool:
+        """End a schedule; False: there was none: `mq.unschedule`.
+
+        Raises:
+            RetryTransaction.
+        """
+        return self.call(calls.unschedule(name=name))
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules: `mq.schedules`.
+
+        Raises:
+            Undecodable (all rows are in the error; what it names are schedules).
+        """
+        return self.call(calls.schedules())
+
+    def run_schedule(self, name: str) -> int:
+        """Send the message of a schedule now, besides those that are due: `mq.run_schedule`.
+
+        Returns:
+            The msg_id.
+
+        Raises:
+            ScheduleNotFound.
+        """
+        return self.call(calls.run_schedule(name=name))
+
+    def cron_next(
+        self, expression: str, after: datetime | None = None, timezone: str | None = None
+    ) -> datetime:
+        """When a cron expression is due, after `after` (aware; default now): `mq.cron_next`.
+
+        Raises:
+            InvalidArgument.
+        """
+        due: datetime = self.call(
+            calls.cron_next(expression=expression, after=after, timezone=timezone)
+        )
+        return due
+
     # Looking
 
     def dead_letters(self, queue: str, n: int | None = None) -> list[DeadLetter]:
@@ -549,6 +666,46 @@ class Client:
         """
         return self.call(calls.purge_dead_letters(queue=queue, older_than=older_than))
 
+    def rewind(
+        self, queue: str, *, to_time: datetime | None = None, to_msg_id: int | None = None
+    ) -> int:
+        """Deliver again what was acknowledged and is kept: `mq.rewind`.
+
+        Args:
+            queue: which; it must have a retention.
+            to_time: messages that were enqueued then or later; or
+            to_msg_id: messages with this number or a higher one.
+
+        Returns:
+            How many.
+
+        Raises:
+            QueueNotFound, InvalidArgument (also if some of it was dropped already), NotSupported (not in
+            READ COMMITTED).
+        """
+        return self.call(calls.rewind(queue=queue, to_time=to_time, to_msg_id=to_msg_id))
+
+    def history(
+        self,
+        queue: str,
+        *,
+        from_time: datetime | None = None,
+        to_time: datetime | None = None,
+        n: int | None = None,
+    ) -> list[SettledMessage]:
+        """Up to `n` (default 100) messages that are done and kept, the oldest first: `mq.history`.
+
+        Args:
+            queue: which.
+            from_time: enqueued then or later; None: from the beginning.
+            to_time: enqueued before that; None: to the end.
+            n: at most so many.
+
+        Raises:
+            QueueNotFound, InvalidArgument, Undecodable (all rows are in the error).
+        """
+        return self.call(calls.history(queue=queue, from_time=from_time, to_time=to_time, n=n))
+
     def peek(self, queue: str, n: int | None = None) -> list[PeekedMessage]:
         """Look at up to `n` (default 10) messages without taking them: `mq.peek`.
 
@@ -564,6 +721,25 @@ class Client:
             QueueNotFound.
         """
         return self.call(calls.message_status(queue=queue, msg_id=msg_id))
+
+    def wait_for(self, queue: str, msg_id: int, timeout: timedelta | None = None) -> Result | None:
+        """Wait until a message is done, and get its result: `mq.wait_for`.
+
+        Commit what enqueued it first: nobody can work on it before.
+
+        Args:
+            queue: the queue.
+            msg_id: of the message.
+            timeout: at most so long, up to 20 seconds (default 20 seconds).
+
+        Returns:
+            The result; None: it is not done yet, ask again.
+
+        Raises:
+            QueueNotFound, MessageDead, InvalidArgument (also: there is no such message, or no more),
+            NotSupported (not READ COMMITTED), Undecodable.
+        """
+        return self.call(calls.wait_for(queue=queue, msg_id=msg_id, timeout=timeout))
 
     def cancel(self, queue: str, msg_id: int) -> bool:
         """Withdraw a message that waits; False: it is leased, done, dead or not there: `mq.cancel`.

@@ -20,11 +20,13 @@ __all__ = [
     "InvalidState",
     "LeaseLost",
     "MalformedReceipt",
+    "MessageDead",
     "NotSupported",
     "PermissionDenied",
     "QueueExists",
     "QueueNotFound",
     "RetryTransaction",
+    "ScheduleNotFound",
     "TransactionTooLarge",
     "Undecodable",
 ]
@@ -80,12 +82,20 @@ class MalformedReceipt(Error):
     """MQ004: the text is no receipt, or a receipt of another queue."""
 
 
+class MessageDead(Error):
+    """MQ010: the message that is waited for is a dead letter; `detail` says why."""
+
+
 class InstallationError(Error):
     """3F000, 42883: mq is missing in this database, or old (`mqctl upgrade`), or damaged."""
 
 
 class TransactionTooLarge(Error):
     """MQ007: one transaction dequeued too often; commit, and go on in a new one."""
+
+
+class ScheduleNotFound(Error):
+    """MQ011: there is no schedule of that name."""
 
 
 class InvalidArgument(Error):
@@ -114,14 +124,17 @@ class Undecodable(Error):
     Nothing is lost by it: a lease stands, and all the messages are here.
 
     Attributes:
-        msg_ids: the messages that cannot be decoded.
-        rows: all that the call returned; of those messages, payload and headers are JSON text (`str`).
+        msg_ids: the messages that cannot be decoded; none: it is the result or the progress of the
+            message that was asked for.
+        rows: all that the call returned; of those messages, payload and headers are JSON text
+            (`str`); or, as its only element, the JSON text of that result or progress.
     """
 
     def __init__(self, msg_ids: Sequence[int], rows: Sequence[Any], reason: str) -> None:
         listed = ", ".join(map(str, msg_ids))
+        what = f"message{'' if len(msg_ids) == 1 else 's'} {listed}" if msg_ids else "what is kept"
         super().__init__(
-            f"{'message' if len(msg_ids) == 1 else 'messages'} {listed} cannot be decoded: {reason}",
+            f"{what} cannot be decoded: {reason}",
             hint="The attribute rows of this error has all of them, these as JSON text.",
         )
         self.msg_ids = list(msg_ids)
@@ -141,6 +154,8 @@ _BY_CODE: dict[str, type[Error]] = {
     "MQ003": LeaseLost,
     "MQ004": MalformedReceipt,
     "MQ007": TransactionTooLarge,
+    "MQ010": MessageDead,
+    "MQ011": ScheduleNotFound,
     "3F000": InstallationError,  # no schema mq
     "42883": InstallationError,  # no such function
     "0A000": NotSupported,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
@@ -15,7 +17,7 @@ from .async_client import AsyncClient
 from .calls import Call
 from .client import Client
 from .errors import LeaseLost
-from .lease import ACK, Lease, Nack, Outcome
+from .lease import ACK, Ack, Lease, Nack, Outcome
 from .message import Delivery
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = ["AsyncBatch", "AsyncJob", "Batch", "Job"]
 log = logging.getLogger("mq")
 
 BeginT = TypeVar("BeginT")
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it
 REASON_LENGTH = 1000  # of an exception's text in a history
 AT_ONCE = timedelta(0)
 
@@ -70,9 +73,16 @@ class Unit(Generic[BeginT]):
         """
         return self._lease.lost
 
-    def ack(self) -> None:
-        """Done. The server is told when the loop comes back for more. SQL: `mq.ack`."""
-        self._outcome = ACK
+    def ack(self, *, result: object = None) -> None:
+        """Done. The server is told when the loop comes back for more. SQL: `mq.ack`.
+
+        Args:
+            result: any value that `json` can write, for `mq.wait_for`; None: no result.
+
+        Raises:
+            TypeError, ValueError: the result is nothing that the server can store.
+        """
+        self._outcome = Ack(storable_json(result))
 
     def nack(
         self, *, delay: timedelta | None = None, reason: str | None = None, dead: bool = False
@@ -154,6 +164,11 @@ class Unit(Generic[BeginT]):
 
 
 class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
+    def _report(self, msg_id: int, progress: object) -> bool:
+        with ExitStack() as stack:
+            client = Client(self._begin(stack))
+            return client.report(self.queue, self.receipt, msg_id, progress)
+
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
         """A transaction that does the work and acks, strictly, at its end: effects exactly once.
@@ -183,6 +198,11 @@ class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
 
 
 class _Async(Unit[Callable[[AsyncExitStack], Awaitable[psycopg.AsyncConnection[Any]]]]):
+    async def _report(self, msg_id: int, progress: object) -> bool:
+        async with AsyncExitStack() as stack:
+            client = AsyncClient(await self._begin(stack))
+            return await client.report(self.queue, self.receipt, msg_id, progress)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A transaction that does the work and acks, strictly, at its end: effects exactly once.
@@ -252,17 +272,43 @@ class _Many:
 class Job(_One, _Sync):
     """One message of a `Consumer`; see `Unit` for how it is settled."""
 
+    def report(self, progress: object) -> bool:
+        """Say how far it is, now, for `mq.message_status`. SQL: `mq.report`.
+
+        In the block of `transaction` it is seen when that commits. As there, this waits until there
+        is a connection.
+
+        Args:
+            progress: any value that `json` can write.
+
+        Returns:
+            False: the lease is lost.
+        """
+        return self._report(self.msg_id, progress)
+
 
 class Batch(_Many, _Sync):
     """All messages of one lease of a `Consumer`, settled together; see `Unit` for how."""
+
+    def report(self, msg_id: int, progress: object) -> bool:
+        """Say how far one of its messages is; as `Job.report`."""
+        return self._report(msg_id, progress)
 
 
 class AsyncJob(_One, _Async):
     """One message of an `AsyncConsumer`; see `Unit` for how it is settled."""
 
+    async def report(self, progress: object) -> bool:
+        """Say how far it is; as `Job.report`."""
+        return await self._report(self.msg_id, progress)
+
 
 class AsyncBatch(_Many, _Async):
     """All messages of one lease of an `AsyncConsumer`, settled together; see `Unit` for how."""
+
+    async def report(self, msg_id: int, progress: object) -> bool:
+        """Say how far one of its messages is; as `Job.report`."""
+        return await self._report(msg_id, progress)
 
 
 def failure_reason(error: BaseException) -> str:
@@ -276,3 +322,18 @@ def storable(reason: str | None) -> str | None:
     if reason is None:
         return None
     return reason[:REASON_LENGTH].replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def storable_json(value: object) -> str | None:
+    """JSON text of a result; None stays None.
+
+    What the server would refuse is refused here, where the handler can hear of it: later it would
+    end the consumer. Raises: TypeError, ValueError.
+    """
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode()  # no half of a surrogate pair
+    if _NUL.search(text):
+        raise ValueError("a result cannot contain the character NUL")
+    return text

@@ -18,7 +18,9 @@ __all__ = ["ACK", "Ack", "Lease", "Nack", "Outcome"]
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Done."""
+    """Done, with a result as JSON text or without one."""
+
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,13 @@ class Lease:
         """The statement that settles these messages; the short form if no others are left."""
         ids = None if len(msg_ids) == self.left else list(msg_ids)
         if isinstance(outcome, Ack):
-            return calls.ack(queue=self.queue, receipt=self.receipt, msg_ids=ids, strict=strict)
+            return calls.ack(
+                queue=self.queue,
+                receipt=self.receipt,
+                msg_ids=ids,
+                strict=strict,
+                result=outcome.result,
+            )
         return calls.nack(
             queue=self.queue,
             receipt=self.receipt,

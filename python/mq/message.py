@@ -20,6 +20,7 @@ __all__ = [
     "PeekedMessage",
     "QueueInfo",
     "QueueStats",
+    "Result",
 ]
 
 
@@ -91,6 +92,49 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class SettledMessage:
+    """A message that is done and still kept (SQL: a row of `mq.history`).
+
+    Attributes:
+        msg_id: number of the message in its queue.
+        enqueued_at: when it was enqueued.
+        settled_at: when it was acknowledged, or given up.
+        attempts: how often it had been delivered, since it was enqueued, redriven or rewound.
+        outcome: acked or dead.
+        history: the attempts before that failed, and rewinds, oldest first, as JSON.
+        payload: the message.
+        headers: what the producer added, or None.
+    """
+
+    msg_id: int
+    enqueued_at: datetime
+    settled_at: datetime
+    attempts: int
+    outcome: str
+    history: Any
+    payload: Any
+    headers: Any
+class Schedule:
+    """What enqueues a message again and again (SQL: a row of `mq.schedules`).
+        name: of the schedule.
+        queue: where its messages go.
+        cron: when, as a cron expression.
+        timezone: whose clocks.
+        payload: of its messages.
+        headers: of its messages, or None.
+        catch_up: what becomes of times that nobody was there for: one, all or none.
+        next_at: when it is due next; in the past if nobody has been there to see to it.
+        created_at: when it was made.
+    name: str
+    queue: str
+    cron: str
+    timezone: str
+    catch_up: str
+    next_at: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PeekedMessage:
     """A message looked at without taking it (SQL: a row of `mq.peek`).
 
@@ -121,23 +165,38 @@ class MessageStatus:
 
     Attributes:
         state: ready, deferred, leased, completed or dead.
-        attempt: of the newest or the next delivery.
-        enqueued_at: when it was enqueued.
+        attempt: of the newest or the next delivery; None if only the result is left.
+        enqueued_at: when it was enqueued; None if only the result is left.
         due_at: when it becomes ready; None if it waits for nothing.
         leased_until: when its lease ends; None if it is not leased.
         settled_at: when it was completed or given up; None if it was not.
         reason: why it was given back or given up; None if it was not.
         priority: 0 to 9; 9 goes first.
+        progress: what was reported last; None if nothing was, or JSON's null.
+        result: what it was acknowledged with; None if there is none, or JSON's null.
     """
 
     state: str
-    attempt: int
-    enqueued_at: datetime
+    attempt: int | None
+    enqueued_at: datetime | None
     due_at: datetime | None
     leased_until: datetime | None
     settled_at: datetime | None
     reason: str | None
     priority: int
+    progress: Any
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a message that is done was acknowledged with (SQL: `mq.wait_for`).
+
+    Attributes:
+        value: the result; None: JSON's null, or it was acknowledged without one.
+    """
+
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +224,9 @@ class QueueStats:
         queue: the name.
         ready, deferred, leased, dead: messages in each state.
         oldest_ready_age: how long the oldest ready message has waited; None if there is none.
-        enqueued_total, delivered_total, settled_total: since the queue was made.
-        segments: number of segments.
+        enqueued_total, delivered_total, settled_total: since the queue was made; a message that was
+            rewound counts again in the last two.
+        segments: number of segments, those that are only kept too.
         bytes: disk space of the segments.
         paused: True while nothing is delivered.
         maintenance_overdue: True when nobody calls `maintain`.

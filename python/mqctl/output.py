@@ -35,6 +35,8 @@ _HEADINGS = {
     "enqueued_at": "enqueued",
     "leased_until": "leased until",
     "due_at": "due",
+    "next_at": "next",
+    "catch_up": "catch up",
     "died_at": "died",
     "msg_id": "id",
 }

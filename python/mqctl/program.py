@@ -6,7 +6,7 @@ import click
 
 from mqctl import __version__
 from mqctl.base import Root
-from mqctl.commands import dead, installation, messages, queues, watching
+from mqctl.commands import dead, installation, messages, queues, replay, schedules, watching
 
 
 @click.group(
@@ -33,5 +33,5 @@ def program() -> None:
     """
 
 
-for module in (installation, queues, messages, dead, watching):
+for module in (installation, queues, messages, schedules, dead, replay, watching):
     module.register(program)

@@ -16,6 +16,7 @@ declare
     v_register bigint;
     v_key      bigint;
     v_count    int;
+    v_settled  mq._taken[];
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the oldest segment or of the open one (others may
     -- be gone) that nothing has happened to yet.
@@ -33,9 +34,6 @@ begin
         end if;
     end if;
 
-    if result is not null then
-        perform mq._not_yet('result');
-    end if;
     select q.queue_id, q.home, pg_sequence_last_value(q.register) into v_id, v_home, v_register
     from mq.queue as q where q.name = ack.queue;
     if not mq._is_at_home(v_home) then
@@ -43,10 +41,15 @@ begin
     elsif v_register is null then
         perform mq._queue_not_found(ack.queue);
     end if;
-    if ack.msg_ids is null then
+    if ack.msg_ids is null and ack.result is null then
         v_count := mq._ack(ack.queue, v_id, ack.receipt);
     else
-        v_count := cardinality(mq._settle(ack.queue, v_id, ack.receipt, 'acked', ack.msg_ids));
+        v_settled := mq._settle(ack.queue, v_id, ack.receipt, 'acked', ack.msg_ids);
+        v_count := cardinality(v_settled);
+        -- Only of what this very call settled: of a lease that was lost no result is left.
+        if ack.result is not null then
+            insert into mq.note (queue_id, msg_id, kind, value) select v_id, x.msg_id, 'result', ack.result from unnest(v_settled) as x;
+        end if;
     end if;
     if strict and v_count < coalesce(cardinality(ack.msg_ids), 1) then
         if ack.msg_ids is null or v_count < (select count(distinct x) from unnest(ack.msg_ids) as x) then
@@ -62,7 +65,7 @@ queue: its name.
 receipt: of the dequeue that leased them.
 msg_ids: which of them; default all that are left.
 strict: raise instead of returning less than was asked for, so that a transaction that acknowledges together with its own writes rolls back as a whole; default false.
-result: of later versions, null.
+result: kept with each of them for the result_retention of the queue, for mq.wait_for and mq.message_status; ''null''::jsonb is one, an SQL null (default) is none.
 Returns: how many were settled by this call; 0: the lease was lost, or they were settled before.
-Raises: MQ001 no such queue; MQ003 strict and the lease is lost; MQ004 a malformed receipt; 22004 a null receipt; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot; 0A000 result.
+Raises: MQ001 no such queue; MQ003 strict and the lease is lost; MQ004 a malformed receipt; 22004 a null receipt; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

@@ -12,7 +12,8 @@ create or replace function mq.alter_queue(
     retry_policy text default null,
     retry_delays interval[] default null,
     retry_jitter float8 default null,
-    priority_ageing interval default null
+    priority_ageing interval default null,
+    result_retention interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -37,6 +38,7 @@ begin
     q.retry_jitter := coalesce(alter_queue.retry_jitter, q.retry_jitter);
     q.priority_ageing := nullif(coalesce(alter_queue.priority_ageing, q.priority_ageing), '0');
     q.retention := coalesce(alter_queue.retention, q.retention);
+    q.result_retention := coalesce(alter_queue.result_retention, q.result_retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
     q.segment_age := coalesce(alter_queue.segment_age, q.segment_age);
     q.segment_bytes := coalesce(alter_queue.segment_bytes, q.segment_bytes);
@@ -52,6 +54,7 @@ begin
         retry_jitter = q.retry_jitter,
         priority_ageing = q.priority_ageing,
         retention = q.retention,
+        result_retention = q.result_retention,
         notify = q.notify,
         segment_age = q.segment_age,
         segment_bytes = q.segment_bytes
@@ -64,7 +67,7 @@ begin
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval) is
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline.
 queue, and the settings of create_queue; of priority_ageing 0 is none.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify any queue; 0A000 a setting of a later version, or notify outside READ COMMITTED.

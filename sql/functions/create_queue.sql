@@ -13,7 +13,8 @@ create or replace function mq.create_queue(
     retry_policy text default 'exponential',
     retry_delays interval[] default null,
     retry_jitter float8 default 0.5,
-    priority_ageing interval default null
+    priority_ageing interval default null,
+    result_retention interval default '1 hour'
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -24,7 +25,7 @@ begin
                             'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
     end if;
     if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists,
-                 retry_policy, retry_jitter) > 0 then
+                 retry_policy, retry_jitter, result_retention) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
     q.name := create_queue.queue;
@@ -38,6 +39,7 @@ begin
     q.retry_jitter := create_queue.retry_jitter;
     q.priority_ageing := nullif(create_queue.priority_ageing, '0');
     q.retention := create_queue.retention;
+    q.result_retention := create_queue.result_retention;
     q.notify := create_queue.notify;
     q.segment_age := create_queue.segment_age;
     q.segment_bytes := create_queue.segment_bytes;
@@ -83,7 +85,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease''.
@@ -94,7 +96,8 @@ retry_backoff, retry_backoff_max: that wait after the first attempt, and the mos
 retry_delays: with ''list'', the wait after each attempt, the last one from then on.
 retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as chance says; default 0.5.
 priority_ageing: by how much the oldest message of a priority must wait to be one priority higher, so that nothing starves; default null: never.
-retention: 0.
+retention: how long maintain() keeps what is settled, for rewind and history; default 0, not at all. Kept segments hold a slot each: segment_age is best a twentieth of it or more.
+result_retention: how long results and progress are kept, at least; default 1 hour.
 notify: auto (wake consumers that wait), always, never.
 segment_age, segment_bytes: when maintain() begins a new segment; defaults 1 hour, 256 MB.
 if_not_exists: accept a queue of that name as it is.

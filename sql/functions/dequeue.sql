@@ -113,10 +113,7 @@ begin
         perform mq._invalid('subscription', format('"%s" is not a subscription of this queue.', left(dequeue.subscription, 100)), 'Leave it out, or use ''default''.');
     end if;
     if wait is not null then
-        -- Added, too: 12 months are more than 360 days, but do not compare as more.
-        if wait < '0' or wait > '20 seconds' or clock_timestamp() + wait > clock_timestamp() + interval '20 seconds' then
-            perform mq._invalid('wait', format('%s is not between 0 and 20 seconds.', wait), 'Listen, or call dequeue again, to wait for longer.');
-        end if;
+        perform mq._check_wait('wait', dequeue.wait);
         v_until := clock_timestamp() + wait;
     end if;
     if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
@@ -148,7 +145,7 @@ begin
                 end if;
                 for v_slot in
                     select s.slot from mq.segment as s
-                    where s.queue_id = q.queue_id and s.exhausted_at is null and s.slot <> v_open
+                    where s.queue_id = q.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> v_open      -- segment_live
                     order by s.queue_id, s.segment
                 loop
                     return query execute 'select * from mq._take_' || q.queue_id || '_' || v_slot || '($5, 1::smallint, 0::smallint, $1, $2, true, false, $3, $4)'

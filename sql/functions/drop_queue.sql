@@ -25,7 +25,10 @@ begin
     delete from mq.tally as x where x.queue_id = q.queue_id;
     delete from mq.dead_letter as x where x.queue_id = q.queue_id;
     delete from mq.cancelled as x where x.queue_id = q.queue_id;
+    delete from mq.note as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
+    delete from mq.kept as x where x.queue_id = q.queue_id;
+    delete from mq.timetable as x where x.queue_id = q.queue_id;
     -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     for v_table in
         select c.oid from pg_class as c

@@ -98,6 +98,11 @@ begin
                     return next (q.name, 'busy', 'a slot is being made by another session')::mq.upkeep;
             end;
 
+            if q.retention > '0' and mq._is_left_out(q.queue_id) and pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7)) then
+                perform mq._create_dispatchers();
+                return next (q.name, 'prepared', 'a slot that was kept can be used again')::mq.upkeep;
+            end if;
+
             for s in
                 select * from mq.segment as x
                 where x.queue_id = q.queue_id and x.exhausted_at < clock_timestamp() - q.segment_age and x.drained_at is null
@@ -112,6 +117,10 @@ begin
                         return next (q.name, 'busy', format('segment %s: somebody is settling a lease', s.segment))::mq.upkeep;
                 end;
             end loop;
+            v_taken := mq._forget_notes(q, case when random() < 0.01 then '-infinity'::timestamptz end);
+            if v_taken > 0 then
+                return next (q.name, 'forgot', format('%s results and reports', v_taken))::mq.upkeep;
+            end if;
         exception
             when others then        -- one queue's trouble is not to stop the upkeep of the others
                 if maintain.queue is not null then
@@ -145,6 +154,7 @@ begin
                 end if;
                 if s.exhausted_at < now() and s.drained_at is null and mq._is_drained(q.queue_id, s.slot) then
                     update mq.segment as x set drained_at = clock_timestamp() where x.queue_id = s.queue_id and x.segment = s.segment;
+                    perform mq._add_to_tally(q.queue_id, s.slot);
                     return next (q.name, 'drained', format('segment %s', s.segment))::mq.upkeep;
                 end if;
             end loop;
@@ -160,8 +170,18 @@ begin
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
         begin
             perform mq._absorb_arrivals(q.queue_id, q.register);
-            -- What an earlier call drained: by now nobody looks there for anything.
-            for s in select * from mq.segment as x where x.queue_id = q.queue_id and x.drained_at < now() order by x.queue_id, x.segment loop
+            v_taken := mq._promote_ticks(q);
+            if v_taken > 0 then
+                return next (q.name, 'scheduled', format('%s messages', v_taken))::mq.upkeep;
+            end if;
+            perform mq._forget_kept(q.queue_id, q.retention);
+            -- What an earlier call drained: by now nobody looks there for anything, but rewind and history, as long as it is kept.
+            for s in
+                select * from mq.segment as x
+                where x.queue_id = q.queue_id and x.drained_at < now()
+                  and (x.drained_at < now() - q.retention or pg_relation_size(format('mq.log_%s_%s', x.queue_id, x.slot)::regclass) = 0)
+                order by x.queue_id, x.segment
+            loop
                 exit when v_freed >= 8;      -- of all queues: each takes a dozen locks
                 begin
                     perform mq._free(q.queue_id, s.slot);
@@ -241,7 +261,7 @@ begin
 end $$;
 
 comment on function mq.maintain(text) is
-'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
+'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results, delivers what schedules put aside where nobody dequeues. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
 Returns: queue, action, detail: what was done; queue is null where it is for all queues.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

@@ -1,26 +1,29 @@
 create or replace function mq.queue_stats(queue text default null) returns setof mq.queue_statistics
 language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off as $$
 declare
-    q mq.queue;
-    s record;
-    m record;
-    v mq.queue_statistics;
+    q       mq.queue;
+    m       record;
+    v       mq.queue_statistics;
+    v_slot  int;
+    a_slots int[];
 begin
     if queue_stats.queue is not null then
         perform mq._queue(queue_stats.queue);
     end if;
     for q in select * from mq.queue as x where (queue_stats.queue is null or x.name = queue_stats.queue) and pg_sequence_last_value(x.register) > 0 order by x.name loop
-        select coalesce(sum(t.delivered), 0), coalesce(sum(t.settled), 0) into v.delivered_total, v.settled_total from mq.tally as t where t.queue_id = q.queue_id;
+        -- What is drained is in the tally, however long it is kept: one snapshot says which are.
+        select coalesce(sum(t.delivered), 0), coalesce(sum(t.settled), 0),
+               array(select g.slot from mq.segment as g where g.queue_id = q.queue_id and g.drained_at is null
+                     union select y.slot from mq.slot as y where y.queue_id = q.queue_id and y.slot = pg_sequence_last_value(q.register) & 65535),
+               (select count(*) from mq.segment as g where g.queue_id = q.queue_id and g.drained_at is not null)
+          into v.delivered_total, v.settled_total, a_slots, v.segments
+        from mq.tally as t where t.queue_id = q.queue_id;
         v.ready := 0;
         v.deferred := 0;
         v.leased := (select count(*) from mq.survivor as y where y.queue_id = q.queue_id);
-        v.segments := 0;
         v.oldest_ready_age := null;
-        for s in
-            select g.slot from mq.segment as g where g.queue_id = q.queue_id
-            union select y.slot from mq.slot as y where y.queue_id = q.queue_id and y.slot = pg_sequence_last_value(q.register) & 65535
-        loop
-            select * into m from mq._count_slot(q.queue_id, s.slot);
+        foreach v_slot in array a_slots loop
+            select * into m from mq._count_slot(q.queue_id, v_slot);
             v.ready := v.ready + m.messages - m.leased;
             v.leased := v.leased + m.leased - m.settled;
             v.delivered_total := v.delivered_total + m.delivered;
@@ -68,6 +71,6 @@ end $$;
 comment on function mq.queue_stats(text) is
 'Counts what is in the queues. Reads them whole: every few seconds is fine, every few milliseconds is not.
 queue: its name; default all queues.
-Returns: queue, ready, deferred, leased, dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged), segments, bytes, paused, maintenance_overdue (nobody calls maintain()).
+Returns: queue, ready, deferred, leased, dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged; these two count a message again each time that it was rewound), segments, bytes (of those that are kept, too), paused, maintenance_overdue (nobody calls maintain()).
 Raises: MQ001 no such queue.
 Role: mq_producer, mq_consumer.';

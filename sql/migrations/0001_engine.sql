@@ -13,6 +13,7 @@ create table mq.queue (
     retry_jitter       float8 not null default 0.5,
     priority_ageing    interval,
     retention          interval not null,
+    result_retention   interval not null default '1 hour',
     notify             text not null,
     segment_age        interval not null,
     segment_bytes      bigint not null,
@@ -69,6 +70,8 @@ create table mq.segment (
     constraint segment_pkey primary key (queue_id, segment),
     constraint segment_slot_key unique (queue_id, slot)
 );
+-- What consumers look for; those that are only kept may be many.
+create index segment_live on mq.segment (queue_id, segment) where drained_at is null;
 comment on table mq.segment is 'One row a segment that holds messages: open, closed, sealed, exhausted, drained; then it is gone.';
 
 create table mq.dead_letter (
@@ -112,14 +115,64 @@ create table mq.survivor (
 );
 comment on table mq.survivor is 'Messages under leases that outlived their segment; few, and settled in place.';
 
+-- Only appended, and deleted in bulk: the newest one of a kind is what holds.
+create table mq.note (
+    queue_id int not null,
+    msg_id   bigint not null,
+    kind     text not null,
+    no       bigint generated always as identity,
+    at       timestamptz not null default clock_timestamp(),
+    value    jsonb not null,
+    constraint note_pkey primary key (queue_id, msg_id, kind, no),
+    constraint note_kind_check check (kind in ('progress', 'result', 'mark'))
+);
+create index note_at on mq.note (queue_id, at);
+comment on table mq.note is 'What consumers say of messages: how far they are, and what came of it; and marks of how far the old ones are deleted.';
+
+-- What is kept when it was acknowledged is in its segment; here is what has none.
+create table mq.kept (
+    queue_id    int not null,
+    msg_id      bigint not null,
+    settled_at  timestamptz not null default clock_timestamp(),
+    enqueued_at timestamptz not null,
+    attempt     int not null,
+    payload     jsonb not null,
+    headers     jsonb,
+    extra       jsonb,
+    lane        smallint not null,
+    constraint kept_pkey primary key (queue_id, msg_id, settled_at)
+);
+create index kept_settled_at on mq.kept (queue_id, settled_at);
+comment on table mq.kept is 'Acknowledged messages, kept for the retention of their queue, whose segment is not: survivors, and those of a copy that was repaired.';
+
 create table mq.tally (
-    queue_id  int not null,
-    tally_id  bigint generated always as identity,
-    delivered bigint not null,
-    settled   bigint not null,
+    queue_id        int not null,
+    tally_id        bigint generated always as identity,
+    delivered       bigint not null,
+    settled         bigint not null,
+    forgotten_until timestamptz,    -- nothing that was enqueued later was dropped
+    forgotten_id    bigint,         -- nor with a higher msg_id
     constraint tally_pkey primary key (queue_id, tally_id)
 );
-comment on table mq.tally is 'Deliveries and settlements of what is gone, for queue_stats: the sum of a queue''s rows, which upkeep makes one.';
+comment on table mq.tally is 'Of what is done: deliveries and settlements, for queue_stats, and how far back rewind reaches. The sum, or the greatest, of a queue''s rows, which upkeep makes one.';
+
+create table mq.timetable (
+    name       text not null,
+    queue_id   int not null,
+    cron       text not null,
+    timezone   text not null,
+    payload    jsonb not null,
+    headers    jsonb,
+    catch_up   text not null,
+    generation bigint not null,     -- at random, another for each change: whose tick a message is
+    created_at timestamptz not null default clock_timestamp(),
+    constraint timetable_pkey primary key (name),
+    constraint timetable_generation_key unique (generation),
+    constraint timetable_name_check check (length(name) between 1 and 100),
+    constraint timetable_catch_up_check check (catch_up in ('one', 'all', 'none'))
+);
+create index timetable_queue on mq.timetable (queue_id);
+comment on table mq.timetable is 'One row a schedule. When it is due next says a message that waits in its queue.';
 
 create type mq.delivery as (
     msg_id       bigint,
@@ -160,20 +213,28 @@ create type mq.queue_info as (name text, settings jsonb, created_at timestamptz,
 create type mq.upkeep as (queue text, action text, detail text);
 create type mq.dead_message as (
     msg_id bigint, enqueued_at timestamptz, died_at timestamptz, attempts int, reason text, history jsonb, payload jsonb, headers jsonb);
+create type mq.settled_message as (
+    msg_id bigint, enqueued_at timestamptz, settled_at timestamptz, attempts int, outcome text, history jsonb, payload jsonb, headers jsonb);
 create type mq.peeked_message as (
     msg_id bigint, state text, attempt int, enqueued_at timestamptz, due_at timestamptz, payload jsonb, headers jsonb, priority int);
 create type mq.message_state as (
-    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text, priority int);
+    state text, attempt int, enqueued_at timestamptz, due_at timestamptz, leased_until timestamptz, settled_at timestamptz, reason text, priority int,
+    progress jsonb, result jsonb);
 create type mq.queue_statistics as (
     queue text, ready bigint, deferred bigint, leased bigint, dead bigint, oldest_ready_age interval, enqueued_total bigint,
     delivered_total bigint, settled_total bigint, segments int, bytes bigint, paused boolean, maintenance_overdue boolean);
 
+create type mq.schedule_info as (
+    name text, queue text, cron text, timezone text, payload jsonb, headers jsonb, catch_up text, next_at timestamptz, created_at timestamptz);
+
 comment on type mq.queue_info is 'A queue as queues lists it.';
 comment on type mq.upkeep is 'What maintain did.';
 comment on type mq.dead_message is 'A dead letter as dead_letters lists it.';
+comment on type mq.settled_message is 'A message that is done, as history lists it.';
 comment on type mq.peeked_message is 'A message as peek shows it.';
 comment on type mq.message_state is 'What message_status tells of a message.';
 comment on type mq.queue_statistics is 'The figures of a queue, of queue_stats.';
+comment on type mq.schedule_info is 'A schedule as schedules lists it.';
 comment on type mq._taken is 'A message on its way from one place to the next.';
 
 create type mq._claim as (

@@ -113,11 +113,14 @@ def test_the_commands_are_those_that_were_promised() -> None:
         *(
             "queue",
             "dead",
+            "schedule",
             "enqueue",
             "dequeue",
             "ack",
             "nack",
             "peek",
+            "rewind",
+            "history",
             "stats",
             "status",
             "maintain",
@@ -127,6 +130,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
             for name in ["create", "alter", "list", "show", "drop", "purge", "pause", "resume"]
         ),
         *(f"dead {name}" for name in ["list", "redrive", "purge"]),
+        *(f"schedule {name}" for name in ["set", "list", "drop", "run", "next"]),
     }
 
 
@@ -382,6 +386,50 @@ def test_dead_letters_are_listed_redriven_and_purged(ok: Cli, cli: Cli) -> None:
     assert ok("dead", "purge", "q", "--yes", "--json").json == {"purged": 1}
 
 
+def test_what_is_kept_is_listed_and_rewound(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q", "--retention", "7d")
+    assert "nothing is kept" in ok("history", "q").out
+    for i in range(2):
+        ok("enqueue", "q", f'{{"n": {i}}}')
+    receipt = ok("dequeue", "q", "-n", "2", "--json").json[0]["receipt"]
+    ok("ack", "q", receipt)
+    assert "acked" in ok("history", "q").out
+    first, second = ok("history", "q", "--json").json
+    assert (first["msg_id"], first["attempts"], second["payload"]) == (1, 1, {"n": 1})
+    assert ok("history", "q", "--to", second["enqueued_at"], "-n", "5", "--json").json == [first]
+    assert ok("history", "q", "--from", second["enqueued_at"], "--json").json == [second]
+    assert ok("rewind", "q", "--to", second["enqueued_at"]).out == "1 message rewound\n"
+    assert ok("rewind", "q", "--msg-id", "1", "--json").json == {"rewound": 1}
+    for both in [], ["--to", "today", "--msg-id", "1"]:
+        assert cli("rewind", "q", *both).code == 2
+    ok("queue", "alter", "q", "--retention", "0")
+    refused = cli("rewind", "q", "--msg-id", "1")
+    assert refused.code == 1
+    assert "keeps nothing" in refused.err
+    assert "retention => '7 days'" in refused.err
+def test_what_is_scheduled_is_listed_run_and_dropped(ok: Cli) -> None:
+    ok("queue", "create", "q")
+    assert "no schedules" in ok("schedule", "list").out
+    said = ok("schedule", "set", "s", "0 9 * * *", "q", '{"n": 1}', "--timezone", "Europe/Berlin")
+    assert said.out.startswith('Schedule "s" is due next at 20')
+    (row,) = ok("schedule", "list", "--json").json
+    assert (row["name"], row["queue"], row["timezone"]) == ("s", "q", "Europe/Berlin")
+    assert (row["payload"], row["headers"], row["catch_up"]) == ({"n": 1}, None, "one")
+    said = ok("schedule", "next", "0 9 * * *", "--timezone", "Europe/Berlin", "-n", "2", "--json")
+    assert said.json[0] == row["next_at"] < said.json[1]
+    more = ("--headers", '{"h": 1}', "--catch-up", "all", "--json")
+    said = ok("schedule", "set", "s", "every 90 seconds", "q", "1", *more)
+    (row,) = ok("schedule", "list", "--json").json
+    assert said.json == {"name": "s", "next_at": row["next_at"]}
+    assert (row["headers"], row["catch_up"]) == ({"h": 1}, "all")
+    assert "every 90 seconds" in ok("schedule", "list").out
+    assert int(ok("schedule", "run", "s").out) == ok("peek", "q", "--json").json[-1]["msg_id"]
+    assert "msg_id" in ok("schedule", "run", "s", "--json").json
+    assert ok("schedule", "drop", "s").out == 'Schedule "s" dropped\n'
+    assert ok("schedule", "drop", "s", "--json").json == {"name": "s", "dropped": False}
+    assert "no schedule" in ok("schedule", "drop", "s").out
+
+
 def test_lines_are_enqueued_in_bulk_from_a_file_and_from_standard_input(
     ok: Cli, tmp_path: Path
 ) -> None:
@@ -444,6 +492,12 @@ def test_one_bad_line_and_nothing_is_enqueued(
         ["dead", "list", "nowhere"],
         ["dead", "redrive", "q", "--to", "nowhere"],
         ["dead", "purge", "nowhere", "--yes"],
+        ["schedule", "set", "s", "@daily", "nowhere", "1"],
+        ["schedule", "set", "s", "61 * * * *", "q", "1"],
+        ["schedule", "set", "s", "@daily", "q", "1", "--timezone", "Europe/Nowhere"],
+        ["schedule", "run", "nowhere"],
+        ["schedule", "next", "61 * * * *"],
+        ["schedule", "next", "@daily", "--after", "someday"],
     ],
     ids=lambda words: " ".join(words)[:40],
 )
@@ -637,3 +691,25 @@ def test_priorities(ok: Cli, cli: Cli) -> None:
     assert refused.code == 1
     assert "priority" in refused.err
     assert "9 first" in ok("enqueue", "--help").out
+
+
+def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "q", "--result-retention", "2h")
+    assert ok("queue", "show", "q", "--json").json["settings"]["result_retention"] == "02:00:00"
+    ok("enqueue", "q", "1")
+    ok("enqueue", "q", "2")
+    early = cli("wait", "q", "1", "--timeout", "10ms")
+    assert (early.code, early.err) == (1, "Message 1 is not done yet.\n")
+    assert cli("wait", "q", "1", "--timeout", "0s", "--json").json == {
+        "done": False,
+        "result": None,
+    }
+    rows = ok("dequeue", "q", "-n", "2", "--json").json
+    ok("ack", "q", rows[0]["receipt"], "1", "--result", '{"n": 1.10}')
+    assert ok("wait", "q", "1").out == '{"n": 1.10}\n'  # digits as they were
+    assert ok("wait", "q", "1", "--json").out == '{"done": true, "result": {"n": 1.10}}\n'
+    ok("nack", "q", rows[0]["receipt"], "--dead", "--reason", "bad")
+    dead = cli("wait", "q", "2")
+    assert dead.code == 1
+    assert "bad" in dead.err
+    assert cli("wait", "q", "3").code == 1

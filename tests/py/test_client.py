@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 import mq
 from mq import calls
@@ -266,6 +267,28 @@ def test_extend(client: mq.Client, queue: str) -> None:
     assert client.extend(queue, got.receipt) is None
 
 
+def test_schedules(client: mq.Client, queue: str) -> None:
+    hour = timedelta(hours=1)
+    due = client.schedule(f"s.{queue}", "0 * * * *", queue, {"n": 1}, headers={"h": 1})
+    assert timedelta() < due - datetime.now(timezone.utc) <= hour
+    again = client.schedule(
+        f"s.{queue}", "every day", queue, None, timezone="Europe/Berlin", catch_up="all"
+    )
+    (found,) = [s for s in client.schedules() if s.queue == queue]
+    assert (found.name, found.cron, found.timezone) == (f"s.{queue}", "every day", "Europe/Berlin")
+    assert (found.payload, found.headers, found.catch_up) == (None, None, "all")
+    assert found.next_at == again == client.cron_next("every day")
+    assert client.cron_next("every day", again, "Europe/Berlin") == again + 24 * hour
+    sent = client.run_schedule(f"s.{queue}")
+    assert [d.msg_id for d in client.dequeue(queue)] == [sent]
+    assert client.unschedule(f"s.{queue}")
+    assert not client.unschedule(f"s.{queue}")
+    with pytest.raises(mq.ScheduleNotFound):
+        client.run_schedule(f"s.{queue}")
+    with pytest.raises(mq.InvalidArgument):
+        client.schedule("s", "61 * * * *", queue, 1)
+
+
 def test_redrive_and_purge_dead_letters(client: mq.Client, queue: str) -> None:
     client.enqueue_batch(queue, [1, 2])
     got = client.dequeue(queue, 2)
@@ -275,6 +298,26 @@ def test_redrive_and_purge_dead_letters(client: mq.Client, queue: str) -> None:
     assert client.purge_dead_letters(queue, older_than=timedelta(days=1)) == 0
     assert client.purge_dead_letters(queue) == 1
     assert client.dead_letters(queue, 5) == []
+
+
+def test_rewind_and_history(client: mq.Client, queue: str) -> None:
+    with pytest.raises(mq.InvalidArgument, match="queue"):
+        client.rewind(queue, to_msg_id=1)
+    client.alter_queue(queue, retention=timedelta(days=1))
+    client.enqueue_batch(queue, [1, 2, 3])
+    one, *_ = client.dequeue(queue, 3)
+    client.ack(queue, one.receipt, [1, 2])
+    first, second = client.history(queue)
+    assert (first.msg_id, first.attempts, first.outcome, first.history) == (1, 1, "acked", [])
+    assert (first.payload, first.headers) == (1, None)
+    assert first.enqueued_at <= first.settled_at
+    at = second.enqueued_at + timedelta(microseconds=1)
+    assert [m.msg_id for m in client.history(queue, to_time=at, n=1)] == [1]
+    assert client.history(queue, from_time=at) == []
+    assert client.rewind(queue, to_time=at) == 0
+    assert client.rewind(queue, to_msg_id=2) == 1
+    assert [d.msg_id for d in client.dequeue(queue, 3)] == [2]
+    assert client.rewind(queue, to_time=one.enqueued_at) == 1
 
 
 def test_peek_status_stats(client: mq.Client, queue: str) -> None:
@@ -391,3 +434,52 @@ def test_dequeue_wants_read_committed(database: str, queue: str) -> None:
         mq.Client(conn).enqueue(queue, 1)
         with pytest.raises(mq.NotSupported):
             mq.Client(conn).dequeue(queue)
+
+
+def test_results_and_progress(client: mq.Client, queue: str) -> None:
+    ids = client.enqueue_batch(queue, [1, 2, 3, 4])
+    taken = client.dequeue(queue, 4)
+    receipt = taken[0].receipt
+    assert client.wait_for(queue, ids[0], timedelta(0)) is None
+    assert client.report(queue, receipt, ids[0], {"percent": 50}) is True
+    assert client.report(queue, receipt, ids[1], None) is True
+    assert client.ack(queue, receipt, [ids[0]], result={"n": 1}) == 1
+    assert client.ack(queue, receipt, [ids[1]], result=Jsonb(None)) == 1
+    assert client.ack(queue, receipt, [ids[2]]) == 1
+    assert client.report(queue, receipt, ids[0], 1) is False
+    assert client.wait_for(queue, ids[0]) == mq.Result({"n": 1})
+    assert client.wait_for(queue, ids[1]) == mq.Result(None)
+    assert client.wait_for(queue, ids[2], timedelta(0)) == mq.Result(None)
+    status = client.message_status(queue, ids[0])
+    assert status is not None
+    assert (status.state, status.progress, status.result) == (
+        "completed",
+        {"percent": 50},
+        {"n": 1},
+    )
+    client.nack(queue, receipt, dead=True, reason="bad")
+    with pytest.raises(mq.MessageDead) as caught:
+        client.wait_for(queue, ids[3])
+    assert caught.value.detail == "bad"
+    with pytest.raises(mq.InvalidArgument):
+        client.wait_for(queue, ids[3] + 1)
+
+
+def test_results_are_kept_for_so_long(client: mq.Client) -> None:
+    client.create_queue("kept", result_retention=MINUTE)
+    client.alter_queue("kept", result_retention=timedelta(hours=2))
+    (queue,) = [one for one in client.queues() if one.name == "kept"]
+    assert queue.settings["result_retention"] == "02:00:00"
+
+
+def test_a_result_that_cannot_be_decoded(
+    conn: psycopg.Connection[Any], client: mq.Client, queue: str
+) -> None:
+    msg_id = client.enqueue(queue, 1)
+    (one,) = client.dequeue(queue)
+    digits = "9" * 5000
+    conn.execute("select mq.ack(%s, %s, result => %s::jsonb)", (queue, one.receipt, digits))
+    for call in (client.wait_for, client.message_status):
+        with pytest.raises(mq.Undecodable, match="what is kept cannot be decoded") as caught:
+            call(queue, msg_id)
+        assert (caught.value.msg_ids, caught.value.rows) == ([], [digits])

@@ -50,7 +50,11 @@ def test_a_round_through_all_methods(database: str) -> None:
         one, two, three = await client.dequeue("q", 3)
         assert (one.payload, one.headers) == ({"n": 1}, {"h": 1})
         assert await client.extend("q", one.receipt, hour) is not None
-        assert await client.ack("q", one.receipt, [one.msg_id], strict=True) == 1
+        assert await client.report("q", one.receipt, one.msg_id, {"percent": 50})
+        assert await client.wait_for("q", one.msg_id, timedelta(0)) is None
+        done = await client.ack("q", one.receipt, [one.msg_id], strict=True, result=[1])
+        assert done == 1
+        assert await client.wait_for("q", one.msg_id) == mq.Result([1])
         assert await client.nack("q", one.receipt, [two.msg_id], dead=True, reason="bad") == 1
         assert await client.nack("q", one.receipt, delay=hour) == 1
         status = await client.message_status("q", three.msg_id)
@@ -59,10 +63,18 @@ def test_a_round_through_all_methods(database: str) -> None:
         assert [dead.reason for dead in await client.dead_letters("q")] == ["bad"]
         assert await client.redrive("q") == 1
         assert await client.purge_dead_letters("q") == 0
+        await client.alter_queue("q", retention=hour)
+        assert [m.msg_id for m in await client.history("q")] == [one.msg_id]
+        assert await client.rewind("q", to_msg_id=1) == 1
         assert len(await client.peek("q")) >= 2
         (stats,) = await client.queue_stats("q")
         assert stats.deferred == 2
         assert await client.sweep_stale("q") == 0
+        due = await client.schedule("s", "every day", "q", 1, catch_up="none")
+        assert due == await client.cron_next("every day")
+        assert [(s.name, s.next_at) for s in await client.schedules()] == [("s", due)]
+        assert await client.run_schedule("s") > first
+        assert await client.unschedule("s")
         await client.rotate_segment("q")
         await client.maintain("q")
         await client.listen("q")

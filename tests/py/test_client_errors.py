@@ -45,6 +45,8 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("MQ003", mq.LeaseLost),
         ("MQ004", mq.MalformedReceipt),
         ("MQ007", mq.TransactionTooLarge),
+        ("MQ010", mq.MessageDead),
+        ("MQ011", mq.ScheduleNotFound),
         ("MQ999", mq.Error),
         ("3F000", mq.InstallationError),
         ("42883", mq.InstallationError),

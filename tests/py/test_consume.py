@@ -287,6 +287,80 @@ def test_a_snooze_uses_up_no_attempt(start: Start, client: mq.Client, queue: str
     assert client.dead_letters(queue) == []
 
 
+def test_a_job_leaves_a_result(start: Start, client: mq.Client, queue: str) -> None:
+    def add_one(job: Any) -> None:
+        job.ack(result=job.payload + 1)
+
+    ids = client.enqueue_batch(queue, [1, 2])
+    worker = start(add_one, n=2)
+    assert [client.wait_for(queue, i) for i in ids] == [mq.Result(2), mq.Result(3)]
+    finish(worker, client, queue, ids, 2)
+
+
+def test_what_a_handler_returns_is_no_result(start: Start, client: mq.Client, queue: str) -> None:
+    msg_id = client.enqueue(queue, 1)
+    worker = start(lambda job: "returned")
+    assert client.wait_for(queue, msg_id) == mq.Result(None)
+    finish(worker, client, queue, [msg_id], 1)
+
+
+def test_a_result_commits_with_the_effect(
+    start: Start, client: mq.Client, queue: str, effects: Callable[[], list[Any]]
+) -> None:
+    msg_id = client.enqueue(queue, 1)
+    worker = start(lambda job: job.ack(result="done"), transactional=True)
+    assert client.wait_for(queue, msg_id) == mq.Result("done")
+    assert effects() == [1]
+    finish(worker, client, queue, [msg_id], 1)
+
+
+@pytest.mark.parametrize("bad", [object(), float("nan"), "\ud800", {"a": ["\\\0"]}])
+def test_a_result_that_cannot_be_stored_fails_its_job_alone(
+    start: Start, client: mq.Client, queue: str, bad: object
+) -> None:
+    def fail_first(job: Any) -> None:
+        job.ack(result=bad if job.attempt == 1 else "\\u0000 is text")
+
+    msg_id = client.enqueue(queue, 1)
+    worker = start(fail_first)
+    assert client.wait_for(queue, msg_id) == mq.Result("\\u0000 is text")
+    finish(worker, client, queue, [msg_id], 2)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_job_reports(
+    kind: str, database: str, client: mq.Client, queue: str, batches: bool
+) -> None:
+    msg_id = client.enqueue(queue, 1)
+    said = []
+
+    def note(answer: bool) -> None:
+        status = client.message_status(queue, msg_id)
+        said.append((answer, status and status.progress))
+
+    async def asynchronous() -> None:
+        async with mq.consume_async(database, queue, stop_when_empty=True) as jobs:
+            if batches:
+                async for batch in jobs.batches():
+                    note(await batch.report(msg_id, {"percent": 50}))
+            else:
+                async for job in jobs:
+                    note(await job.report({"percent": 50}))
+
+    if kind == "async":
+        asyncio.run(asynchronous())
+    else:
+        with mq.consume(database, queue, stop_when_empty=True) as jobs:
+            if batches:
+                for batch in jobs.batches():
+                    note(batch.report(msg_id, {"percent": 50}))
+            else:
+                for job in jobs:
+                    note(job.report({"percent": 50}))
+    assert said == [(True, {"percent": 50})]
+    assert state(client, queue, msg_id) == "completed"
+
+
 def test_one_failure_of_a_lease_fails_alone(start: Start, client: mq.Client, queue: str) -> None:
     def fail_two(job: Any) -> None:
         if job.payload == 2 and job.attempt == 1:

@@ -9,7 +9,7 @@ import pytest
 
 from mq import Delivery
 from mq.backoff import Backoff
-from mq.lease import ACK, Lease, Nack
+from mq.lease import ACK, Ack, Lease, Nack
 
 
 def lease(n: int) -> Lease:
@@ -69,6 +69,17 @@ def test_equal_outcomes_in_a_row_are_one_statement() -> None:
     four.decide([2], back)
     four.decide([3, 4], back)
     assert drain(four) == [("ack", ([1],)), ("nack", ("stopped",))]
+
+
+def test_a_result_is_told_at_once_and_of_its_message_alone() -> None:
+    four = lease(4)
+    four.decide([1], Ack("1"))
+    assert four.pressing(1000)
+    assert not four.all_done
+    four.decide([2], Ack("true"))  # 1 and true are equal in Python
+    four.decide([3], Ack("true"))
+    four.decide([4], ACK)
+    assert drain(four) == [("ack", ([1], "1")), ("ack", ([2, 3], "true")), ("ack", ())]
 
 
 def test_acks_are_collected_for_a_while() -> None:

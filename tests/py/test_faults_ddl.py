@@ -48,11 +48,17 @@ CALLS = (
     "enqueue({q}, '{{}}', delay => '1 ms')",
     "enqueue_batch({q}, array_fill('{{}}'::jsonb, array[20]))",
     *["dequeue({q}, 5)"] * 2,
+    *["schedule('s', 'every second', {q}, '{{}}', catch_up => 'all')"] * 2,
+    "schedule('t', 'every second', {q}, '{{}}')",
+    "unschedule('s')",
+    "run_schedule('s')",
+    "schedules()",
+    "cron_next('@daily')",
 )
 ROUND_TRIP = ("ack", "nack", "extend")
 # Of queues that come and go: no such queue, the queue exists, the lease is lost, a receipt of another queue (which had
-# the name before).
-EXPECTED = {"MQ001", "MQ002", "MQ003", "MQ004"}
+# the name before), no such schedule.
+EXPECTED = {"MQ001", "MQ002", "MQ003", "MQ004", "MQ011"}
 
 
 def test_every_public_function_is_called(conn: psycopg.Connection) -> None:

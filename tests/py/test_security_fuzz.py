@@ -41,6 +41,7 @@ OFTEN |= {"maintain": 3, "rotate_segment": 2, "sweep_stale": 2, "resume_queue": 
 """How often a function is called; the others once."""
 
 DESTRUCTIVE = {"drop_queue", "purge_queue", "purge_dead_letters", "redrive"}
+DESTRUCTIVE |= {"schedule", "unschedule", "run_schedule"}  # which put in, or hide, what nobody sent
 
 Call = tuple[Function, dict[str, str | None]]
 

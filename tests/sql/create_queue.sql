@@ -1,11 +1,11 @@
 begin;
-select plan(37);
+select plan(38);
 
 select lives_ok($$ select mq.create_queue('create_queue') $$, 'a queue is made with nothing but a name');
 select results_eq(
     $$ select settings, paused from mq.queues() where name = 'create_queue' $$,
     $$ values ('{"mode": "lease", "visibility_timeout": "00:00:30", "max_attempts": 5, "retry_backoff": "00:00:01",
-                 "retry_backoff_max": "01:00:00", "retention": "00:00:00", "notify": "auto", "segment_age": "01:00:00",
+                 "retry_backoff_max": "01:00:00", "retention": "00:00:00", "result_retention": "01:00:00", "notify": "auto", "segment_age": "01:00:00",
                  "segment_bytes": 268435456, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null}'::jsonb, false) $$,
     'the defaults are those of the contract');
 select is(mq.enqueue('create_queue', '1'), 1::bigint, 'the first message has number 1');
@@ -30,7 +30,7 @@ select lives_ok(
 select results_eq(
     $$ select settings from mq.queues() where name = 'create_queue.all' $$,
     $$ values ('{"mode": "lease", "visibility_timeout": "00:05:00", "max_attempts": 3, "retry_backoff": "00:00:02",
-                 "retry_backoff_max": "00:00:10", "retention": "00:00:00", "notify": "never", "segment_age": "1 day",
+                 "retry_backoff_max": "00:00:10", "retention": "00:00:00", "result_retention": "01:00:00", "notify": "never", "segment_age": "1 day",
                  "segment_bytes": 65536, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null}'::jsonb) $$,
     'and are kept');
 
@@ -42,11 +42,11 @@ from unnest(array['', 'a b', 'a"b', 'a''b', 'ä', E'a\n', 'a;drop', null]) with 
 select throws_ok(format('select mq.create_queue(%L, %s)', 'create_queue.bad', bad), '22023', null, bad || ' is refused')
 from unnest(array[
     'mode => ''topic''', 'visibility_timeout => ''0''', 'visibility_timeout => ''11 years''', 'max_attempts => 0', 'max_attempts => 32001',
-    'retry_backoff => ''-1 second''', 'retry_backoff_max => ''-1 second''', 'retention => ''-1 day''', 'notify => ''sometimes''',
+    'retry_backoff => ''-1 second''', 'retry_backoff_max => ''-1 second''', 'retention => ''-1 day''', 'result_retention => ''-1 day''', 'notify => ''sometimes''',
     'segment_age => ''0''', 'segment_bytes => 65535']) with ordinality as u (bad, no) order by no;
 select throws_ok($$ select mq.create_queue('create_queue.bad', max_attempts => null) $$, '22004', null, 'a setting is not null');
 select throws_ok($$ select mq.create_queue('create_queue.bad', mode => 'transaction') $$, '0A000', null, 'mode transaction is of a later version');
-select throws_ok($$ select mq.create_queue('create_queue.bad', retention => '1 day') $$, '0A000', null, 'so is retention');
+select throws_ok($$ select mq.create_queue('create_queue.bad', retention => '11 years') $$, '22023', null, 'nothing is kept for eleven years');
 select is_empty($$ select from mq.queues() where name = 'create_queue.bad' $$, 'what is refused leaves nothing');
 
 select * from finish();

@@ -38,7 +38,8 @@ select is_empty(
     $$ select 'queue' from mq.queue join gone on id = queue_id union all select 'subscription' from mq.subscription join gone on id = queue_id
        union all select 'slot' from mq.slot join gone on id = queue_id union all select 'segment' from mq.segment join gone on id = queue_id
        union all select 'tally' from mq.tally join gone on id = queue_id union all select 'dead' from mq.dead_letter join gone on id = queue_id
-       union all select 'survivor' from mq.survivor join gone on id = queue_id $$,
+       union all select 'survivor' from mq.survivor join gone on id = queue_id
+       union all select 'schedule' from mq.timetable join gone on id = queue_id $$,
     'and every row of it');
 select throws_ok($$ select mq.drop_queue('drop_queue') $$, 'MQ001', null, 'it can be dropped once');
 

@@ -1,5 +1,5 @@
 begin;
-select plan(15);
+select plan(17);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
@@ -24,7 +24,9 @@ create temp table errors as
         (9, '22023', $$ select mq.create_queue('no name') $$),
         (10, '40001', $$ select mq._snapshot_too_old() $$),
         (11, '0A000', $$ select mq._wrong_isolation('dequeue') $$),
-        (12, '55000', $$ select mq.rotate_segment('errors') $$)) as v (no, code, statement)
+        (12, '55000', $$ select mq.rotate_segment('errors') $$),
+        (13, 'MQ010', $$ select mq._message_dead('errors', 1, 'bad') $$),
+        (14, 'MQ011', $$ select mq.run_schedule('errors.none') $$)) as v (no, code, statement)
     cross join lateral pg_temp.error(v.statement) as e;
 select is(state, code, format('%s: %s', code, message)) from errors order by no;
 select is_empty($$ select state, message from errors where coalesce(hint, '') = '' $$, 'each has a hint');

@@ -1,4 +1,4 @@
-select plan(15);
+select plan(18);
 
 select test.forget('purge_queue');
 select mq.create_queue('purge_queue');
@@ -26,6 +26,13 @@ select is_empty($$ select * from mq.dequeue('purge_queue', 10) $$, 'nothing is d
 select is(mq.enqueue('purge_queue', '7'), 7::bigint, 'message numbers go on');
 select results_eq($$ select msg_id, payload from mq.dequeue('purge_queue', 10) $$, $$ values (7::bigint, '7'::jsonb) $$,
     'what comes after is delivered');
+
+-- Schedules go on.
+select mq.schedule('purge', '@yearly', 'purge_queue', '"tick"');
+select test.move_tick('purge', '2020-01-01');
+select is(mq.purge_queue('purge_queue'), 2::bigint, 'a message that a schedule puts aside is counted, and goes');
+select is_empty($$ select * from mq.dequeue('purge_queue') $$, 'though it is due');
+select results_eq($$ select payload, due_at from mq.peek('purge_queue') $$, $$ select '"tick"'::jsonb, mq.cron_next('@yearly') $$, 'but the next one waits');
 
 select throws_ok($$ select mq.purge_queue('purge_queue.none') $$, 'MQ001', null, 'an unknown queue is an error');
 begin isolation level repeatable read;

@@ -1,17 +1,17 @@
 begin;
-select plan(21 + 4 * 28);
+select plan(21 + 4 * 32);
 
 -- Who may call what: the contract, row by row. An administrator may do all of it.
 create temp table allowed (name text, producer boolean, consumer boolean);
 insert into allowed values
     ('enqueue', true, false), ('enqueue_batch', true, false), ('cancel', true, false),
-    ('dequeue', false, true), ('ack', false, true), ('nack', false, true), ('extend', false, true), ('sweep_stale', false, true),
+    ('dequeue', false, true), ('ack', false, true), ('nack', false, true), ('extend', false, true), ('report', false, true), ('sweep_stale', false, true),
     ('maintain', false, true), ('next_due', false, true), ('listen', false, true), ('unlisten', false, true),
-    ('dead_letters', false, true), ('peek', false, true),
-    ('queues', true, true), ('queue_stats', true, true), ('message_status', true, true), ('version', true, true), ('cron_next', true, true),
+    ('dead_letters', false, true), ('peek', false, true), ('history', false, true),
+    ('queues', true, true), ('queue_stats', true, true), ('message_status', true, true), ('wait_for', true, true), ('version', true, true), ('cron_next', true, true), ('schedules', true, true),
     ('create_queue', false, false), ('alter_queue', false, false), ('drop_queue', false, false), ('purge_queue', false, false),
-    ('pause_queue', false, false), ('resume_queue', false, false), ('rotate_segment', false, false), ('redrive', false, false),
-    ('purge_dead_letters', false, false);
+    ('pause_queue', false, false), ('resume_queue', false, false), ('rotate_segment', false, false), ('redrive', false, false), ('rewind', false, false),
+    ('purge_dead_letters', false, false), ('schedule', false, false), ('unschedule', false, false), ('run_schedule', false, false);
 
 select set_eq(
     $$ select p.proname::text from pg_proc as p where p.pronamespace = 'mq'::regnamespace and p.proname !~ '^_' $$,

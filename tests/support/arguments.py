@@ -20,6 +20,10 @@ def spread(edges: Iterable[int], low: int, high: int) -> Text:
 
 INTS = spread((0, 1, 2, 3, 10, 100, 10_000, 10_001, 32_000, 32_001, -1), -(2**31), 2**31 - 1)
 IDS = spread((*range(-1, 30), 2**63 - 1, -(2**63)), -(2**63), 2**63 - 1)
+FLOATS = st.one_of(
+    st.sampled_from(["0", "0.5", "1", "-0", "1.5", "NaN", "Infinity", "-Infinity", "1e-300"]),
+    st.floats(0, 1).map(repr),
+)
 BOOLEANS = st.sampled_from(["true", "false"])
 
 _INTERVALS = (
@@ -109,13 +113,21 @@ def by_type(server_version: int) -> dict[str, Text]:
         "bigint": IDS,
         "boolean": BOOLEANS,
         "text": WORDS,
+        "double precision": FLOATS,
         "interval": intervals(server_version),
+        "interval[]": arrays(intervals(server_version), ["{0,null,0}", "{{0},{0}}"]),
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
+        "interval[]": arrays(intervals(server_version), ["{1 second,null}", "{{1 s},{2 s}}"]),
         "bigint[]": arrays(IDS, ["{1,null,1}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,3}"]),
     }
 
+
+# Not seconds, or the tests would take hours.
+WAITS = st.sampled_from(
+    ["0", "1 millisecond", "3 milliseconds", "-1 second", "21 seconds", "100 years"]
+)
 
 # What gets further than a random word or number would.
 BY_NAME: dict[str, Text] = {
@@ -124,14 +136,21 @@ BY_NAME: dict[str, Text] = {
     "subscription": st.sampled_from(["default", "default", "default", "other", ""]),
     "retention": st.sampled_from(["0", "0", "1 second", "-1 second"]),
     "n": st.integers(1, 9).map(str) | INTS,
-    # Not seconds, or the tests would take hours.
-    "wait": st.sampled_from(
-        ["0", "1 millisecond", "3 milliseconds", "-1 second", "21 seconds", "100 years"]
-    ),
+    "wait": WAITS,
+    "timeout": WAITS,
+    "retry_policy": st.sampled_from(["fixed", "linear", "exponential", "list", "LIST", ""]),
+    "name": st.sampled_from(["s", "s", "t", "S", ""]) | WORDS,
+    # Never due while the tests run.
+    "cron": st.sampled_from(["@yearly", "every 900 weeks", "0 0 29 2 *", "61 * * * *", ""]),
+    "timezone": st.sampled_from(["UTC", "Europe/Berlin", "Europe/Nowhere", "+02", ""]),
+    "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
 }
 
-TO_COME = {"priority", "ordering_key", "dedup_key", "ttl", "result"}
+TO_COME = {"priority", "ordering_key", "dedup_key", "ttl"}
 """Arguments that every call refuses, in this version."""
+
+ALWAYS = {"timeout"}
+"""Given in every call: the default takes too long."""
 
 GOOD_INTERVALS = st.sampled_from(["1 microsecond", "1 millisecond", "1 second", "1 hour"])
 """For whatever takes an interval: most others are refused."""
@@ -156,8 +175,8 @@ def given(
 ) -> SearchStrategy[dict[str, str | None]]:
     """Arguments of one call: what is required, and up to two others."""
     by_name = {a.name: or_null(values(a, types, names)) for a in arguments}
-    required = {a.name: by_name[a.name] for a in arguments if not a.optional}
-    optional = [a.name for a in arguments if a.optional and a.name not in TO_COME] * 3
+    required = {a.name: by_name[a.name] for a in arguments if not a.optional or a.name in ALWAYS}
+    optional = [a.name for a in arguments if a.optional and a.name not in TO_COME | ALWAYS] * 3
     optional += [a.name for a in arguments if a.optional and a.name in TO_COME]
     if not optional:
         return st.fixed_dictionaries(required)

@@ -16,14 +16,17 @@ from support import race
 from support.race import value
 
 # Who may call what: the contract, word by word. An administrator may do all of it.
-PRODUCER = "enqueue enqueue_batch cancel queues queue_stats message_status version"
+PRODUCER = (
+    "enqueue enqueue_batch cancel queues queue_stats message_status wait_for cron_next schedules"
+    " version"
+)
 CONSUMER = (
-    "dequeue ack nack extend sweep_stale maintain next_due listen unlisten dead_letters peek"
-    " queues queue_stats message_status version"
+    "dequeue ack nack extend report sweep_stale maintain next_due listen unlisten dead_letters peek"
+    " queues queue_stats message_status wait_for cron_next schedules version"
 )
 ADMIN = (
     "create_queue alter_queue drop_queue purge_queue pause_queue resume_queue rotate_segment"
-    " redrive purge_dead_letters"
+    " redrive purge_dead_letters schedule unschedule run_schedule"
 )
 MAY_CALL: dict[str, frozenset[str]] = {
     "mq_producer": frozenset(PRODUCER.split()),

@@ -147,6 +147,7 @@ def check(dsn: str, *, known: Collection[int] = (), least: int = 1) -> None:
         queues = [name for (name,) in conn.execute("select name from mq.queues()").fetchall()]
         for queue in queues:
             conn.execute("select mq.resume_queue(%s)", (queue,))
+        conn.execute("select mq.unschedule(s.name) from mq.schedules() as s")  # they never end
         drain(conn, queues)
         wrong = ledger(conn, known)
         assert wrong == {}, wrong

@@ -112,6 +112,27 @@ begin
 end $$;
 comment on function test.make_due(text) is 'Everything that the queue defers is due by now, in the order it was.';
 
+create function test.move_tick(name text, tick timestamptz) returns void
+language plpgsql as $$
+declare
+    s     mq.timetable;
+    v_set text;
+    v_xid xid8;
+    v_id  bigint;
+begin
+    select * into strict s from mq.timetable as x where x.name = move_tick.name;
+    foreach v_set in array array['0', '1'] loop
+        v_set := s.queue_id || '_' || v_set;
+        execute format('update mq.deferred_%1$s as x set due_at = $1, enqueued_at = $1 where (x.extra ->> ''s'')::bigint = $2 and x.due_at = mq._next_tick($3, $2) returning x.xid, x.msg_id', v_set)
+            into v_xid, v_id using move_tick.tick, s.generation, s.queue_id;
+        -- Timers lie ahead of the promoter's cursor, and must stay there.
+        execute format('update mq.timer_%1$s as t set due_at = greatest($1, (select p.due_at + interval ''1 microsecond'' from mq.promotion_%1$s as p where p.lane = 0 order by p.no desc limit 1))'
+                       ' where t.xid = $2 and t.msg_id = $3', v_set) using move_tick.tick, v_xid, v_id;
+        exit when v_id is not null;
+    end loop;
+end $$;
+comment on function test.move_tick(text, timestamptz) is 'The tick of a schedule that waits is another: as if it had been due at that time.';
+
 create function test.age_segments(queue text, age interval) returns void
 language sql as $$
     update mq.segment as s

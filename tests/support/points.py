@@ -27,6 +27,7 @@ CALLS = {
     "dequeue of many": "mq.dequeue('q', 500)",
     "dequeue with ack": "mq.dequeue('q', 1, ack => %(receipt)s)",
     "drop_queue": "mq.drop_queue('q')",
+    "cron_next": "mq.cron_next('@yearly')",
     "enqueue": "mq.enqueue('q', '{\"tag\": 0}')",
     "enqueue deferred": "mq.enqueue('q', '{\"tag\": 0}', delay => '1 s')",
     "enqueue_batch": "mq.enqueue_batch('q', array['{\"tag\": 0}', '{\"tag\": 0}']::jsonb[])",
@@ -48,12 +49,17 @@ CALLS = {
     "redrive": "mq.redrive('q')",
     "resume_queue": "mq.resume_queue('q')",
     "rotate_segment": "mq.rotate_segment('q')",
+    "run_schedule": "mq.run_schedule('s')",
+    "schedule": "mq.schedule('new', '@yearly', 'q', '{\"tag\": 0}')",
+    "schedule again": "mq.schedule('s', '@daily', 'q', '{\"tag\": 0}')",
+    "schedules": "mq.schedules()",
     "sweep_stale": "mq.sweep_stale('q')",
     "unlisten": "mq.unlisten('q')",
+    "unschedule": "mq.unschedule('s')",
     "version": "mq.version()",
 }
 NOT_YET = {"cancel"}  # refuses whatever it is given
-WAITS_FOR_NOBODY = {"version"}  # uses no table
+WAITS_FOR_NOBODY = {"version", "cron_next"}  # use no table
 MAIN = {"queue", "log_1_1", "settlement_1_2", "register_1"}  # where most calls come by
 
 
@@ -76,6 +82,7 @@ def state(conn: psycopg.Connection) -> dict[str, Any]:
     conn.execute("select mq.maintain('q')")
     conn.execute("select mq.rotate_segment('q')")
     conserve.send(conn, range(11, 14), delay="1 hour")
+    conn.execute("select mq.schedule('s', '@yearly', 'q', '{\"tag\": 0}')")
     conserve.send(conn, range(14, 34))
     kept = conserve.receive(conn, 3, timeout="1 hour")
     lost = conserve.receive(conn, 1, timeout="1 ms")

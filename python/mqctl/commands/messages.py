@@ -1,4 +1,4 @@
-"""enqueue, cancel, dequeue, ack, nack, peek."""
+"""enqueue, cancel, dequeue, ack, nack, peek, wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH_BYTES = 8 * 1024 * 1024
 
 def register(root: Group) -> None:
     """Adds the commands of this module."""
-    for command in (enqueue, cancel, dequeue, ack, nack, peek):
+    for command in (enqueue, cancel, dequeue, ack, nack, peek, wait):
         root.add_command(command)
 
 
@@ -222,7 +222,7 @@ def dequeue(session: Session, /, queue: str, count: int, as_json: bool, **option
 @click.argument("receipt")
 @click.argument("msg_ids", type=int, nargs=-1)
 @click.option("--strict", is_flag=True, help="An error of the server if the lease was lost.")
-@click.option("--result", type=JSON, help="A result to keep, as JSON.")
+@click.option("--result", type=JSON, help="A result to keep for mqctl wait, as JSON.")
 @json_option
 @pass_session
 def ack(
@@ -240,6 +240,7 @@ def ack(
     Examples:
       mqctl ack mail RECEIPT
       mqctl ack mail RECEIPT 17 18 --strict
+      mqctl ack mail RECEIPT 17 --result '{"sent": true}'
     """
     with session.connect() as conn:
         count = value(
@@ -343,3 +344,27 @@ def peek(session: Session, queue: str, count: int, as_json: bool) -> None:
     with session.connect() as conn:
         rows = call(conn, "peek", queue=queue, n=count)
     show(rows, as_json=as_json, empty=f'"{queue}" is empty.')
+
+
+@click.command(cls=Group.command_class)
+@click.argument("queue")
+@click.argument("msg_id", type=int)
+@click.option("--timeout", type=DURATION, help="Wait this long, at most 20s; default: 20s.")
+@json_option
+@pass_session
+def wait(session: Session, queue: str, msg_id: int, timeout: str | None, as_json: bool) -> None:
+    """Wait until the message MSG_ID is done and print its result as JSON. Ends with 1 if it is not done in time, or dead.
+
+    \b
+    Examples:
+      mqctl wait mail 17
+      mqctl wait mail 17 --timeout 5s
+    """
+    with session.connect() as conn:
+        result = value(conn, "wait_for", queue=queue, msg_id=msg_id, timeout=timeout)
+    if as_json:
+        print_json({"done": result is not None, "result": result})
+    if result is None:
+        raise refuse(f"Message {msg_id} is not done yet.")
+    if not as_json:
+        click.echo(str(result))

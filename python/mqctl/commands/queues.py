@@ -76,6 +76,7 @@ def _settings(function: F) -> F:
             help="A priority counts as one more after each such time; 0: never.",
         ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
+        click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(
             "--notify", type=click.Choice(["auto", "always", "never"]), help="When to NOTIFY."
         ),

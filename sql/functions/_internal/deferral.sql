@@ -28,6 +28,7 @@ begin
             lane        smallint not null default 0
         ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
         create index deferred_{d}_order on mq.deferred_{d} (xid, msg_id);
+        create index deferred_{d}_schedule on mq.deferred_{d} (((extra ->> 's')::bigint), due_at) where extra ? 's';
         create table mq.timer_{d} (
             lane   smallint not null,
             due_at timestamptz not null,
@@ -199,7 +200,7 @@ begin
                        limit 10000) as m));
         end $$;
 
-        -- What waits in this set, for peek, message_status and the statistics.
+        -- What waits in this set, for peek, message_status and the statistics; but the ticks of schedules that are gone.
         create or replace function mq._waiting_{d}()
         returns table (due_at timestamptz, msg_id bigint, enqueued_at timestamptz, attempt int, payload jsonb, headers jsonb, extra jsonb, lane smallint)
         language plpgsql stable as $$
@@ -209,7 +210,7 @@ begin
         begin
             select * into p from mq.promotion_{d} as x where x.lane = 0 order by x.lane desc, x.no desc limit 1;
             r := mq._ranges(coalesce(p.prev, '1:1:'), coalesce(p.cur, mq._snapshot()), coalesce(p.next_xid, '0'), coalesce(p.next_id, 0));
-            return query
+            return query select * from (
                 select x.due_at, x.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, x.lane
                 from unnest(mq._lanes({q})) as l (lane)
                 left join lateral (
@@ -234,7 +235,8 @@ begin
                 -- one cut inside a window leaves the rest of what is visible now
                 select m.due_at, m.msg_id, m.enqueued_at, m.attempt::int, m.payload, m.headers, m.extra, m.lane
                 from mq.deferred_{d} as m
-                where p.cur is not null and not pg_visible_in_snapshot(m.xid, p.cur);
+                where p.cur is not null and not pg_visible_in_snapshot(m.xid, p.cur)) as w (due_at, msg_id, enqueued_at, attempt, payload, headers, extra, lane)
+            where (w.extra ? 's') is not true or exists (select from mq.timetable as s where s.generation = (w.extra ->> 's')::bigint);
         end $$;
         $x$, '{d}', _create_deferral_functions.queue_id || '_' || v_generation), '{q}', _create_deferral_functions.queue_id::text);
     end loop;
@@ -253,7 +255,7 @@ begin
     end $$;
 
     -- Up to p_max of what is due in a lane, after the first 256 arrivals got their timers; if there is none, after more of them, in up
-    -- to p_passes, for who has nothing else to do.
+    -- to p_passes, for who has nothing else to do. Ticks of schedules, the only ones with an outcome, may come back to be skipped.
     create or replace function mq._promote_{q}(p_lane smallint, p_max int, p_passes int) returns setof mq._taken language plpgsql as $$
     declare
         v_register bigint := pg_sequence_last_value('mq.register_{q}');
@@ -266,11 +268,15 @@ begin
         end if;
         for v_pass in 1 .. p_passes loop
             if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
-                return query select * from mq._promote_{q}_1(p_lane, p_max, clock_timestamp(), v_arrivals);
+                return query select m.msg_id, m.enqueued_at, m.attempt, m.payload, m.headers, case when m.extra ? 's' then null else m.extra end,
+                                    case when m.extra ? 's' then mq._take_tick((m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
+                             from mq._promote_{q}_1(p_lane, p_max, clock_timestamp(), v_arrivals) as m;
                 get diagnostics v_count = row_count;
             end if;
             if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
-                return query select * from mq._promote_{q}_0(p_lane, p_max - v_count, clock_timestamp(), v_arrivals);
+                return query select m.msg_id, m.enqueued_at, m.attempt, m.payload, m.headers, case when m.extra ? 's' then null else m.extra end,
+                                    case when m.extra ? 's' then mq._take_tick((m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
+                             from mq._promote_{q}_0(p_lane, p_max - v_count, clock_timestamp(), v_arrivals) as m;
                 get diagnostics v_rows = row_count;
                 v_count := v_count + v_rows;
             end if;

@@ -38,6 +38,15 @@ begin
         hint = 'Pass the receipt exactly as mq.dequeue returned it, with the name of the same queue.';
 end $$;
 
+create or replace function mq._schedule_not_found(name text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ011',
+        message = pg_catalog.format('schedule "%s" does not exist', pg_catalog.left(_schedule_not_found.name, 100)),
+        hint = 'Create it with: select mq.schedule(…). Names are case-sensitive; select * from mq.schedules() lists them.';
+end $$;
+
 create or replace function mq._in_use() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -55,6 +64,16 @@ begin
         message = 'this transaction has dequeued too often',
         detail = 'Every claim keeps a lock until the transaction ends; at most 1000 are allowed.',
         hint = 'Commit after each dequeue, or ask for more messages at a time with n.';
+end $$;
+
+create or replace function mq._message_dead(queue text, msg_id bigint, reason text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ010',
+        message = pg_catalog.format('the message that is waited for is dead: %s of queue "%s"', _message_dead.msg_id, _message_dead.queue),
+        detail = _message_dead.reason,
+        hint = 'mq.dead_letters(…) shows it; mq.redrive(…) has it tried again.';
 end $$;
 
 create or replace function mq._not_yet(feature text) returns void

@@ -97,7 +97,7 @@ declare
     a_lanes smallint[];
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
-        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.slot <> _take_by_priority.open_slot
+        where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
     c_first_ready constant text := (
         select format('select least(%s)', string_agg(format('mq._first_ready_%s_%s(1::smallint, $1)', _take_by_priority.queue_id, x), ', '))

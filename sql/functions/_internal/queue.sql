@@ -31,10 +31,11 @@ begin
     if q.priority_ageing < '1 millisecond' or q.priority_ageing > '10 years' then
         perform mq._invalid('priority_ageing', format('%s is not between 1 millisecond and 10 years.', q.priority_ageing), 'Give an interval, such as ''1 minute'', or leave it out.');
     end if;
-    if q.retention > '0' then
-        perform mq._not_yet('retention above 0');
-    elsif q.retention < '0' then
-        perform mq._invalid('retention', 'It is negative.', 'Use ''0''.');
+    if q.retention < '0' or q.retention > '10 years' then
+        perform mq._invalid('retention', format('%s is not between 0 and 10 years.', q.retention), 'Give an interval, such as ''7 days''; ''0'' keeps nothing.');
+    end if;
+    if q.result_retention < '0' or q.result_retention > '10 years' then
+        perform mq._invalid('result_retention', format('%s is not between 0 and 10 years.', q.result_retention), 'Give an interval, such as ''1 hour''.');
     end if;
     if q.notify not in ('auto', 'always', 'never') then
         perform mq._invalid('notify', format('"%s" is not a notify mode.', left(q.notify, 100)), 'Use ''auto'', ''always'' or ''never''.');
@@ -59,6 +60,15 @@ begin
     if visibility_timeout <= '0' or visibility_timeout > '10 years' then
         perform mq._invalid('visibility_timeout', format('%s is not above 0 and at most 10 years.', visibility_timeout),
                             'Give an interval, such as ''30 seconds''.');
+    end if;
+end $$;
+
+-- How long a call may wait inside the server. Added, too: 12 months are more than 360 days, but do not compare as more.
+create or replace function mq._check_wait(argument text, wait interval) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if wait < '0' or wait > '20 seconds' or clock_timestamp() + wait > clock_timestamp() + interval '20 seconds' then
+        perform mq._invalid(_check_wait.argument, format('%s is not between 0 and 20 seconds.', wait), 'Listen, or call again, to wait for longer.');
     end if;
 end $$;
 

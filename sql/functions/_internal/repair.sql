@@ -1,5 +1,7 @@
 -- After a restore, or a copy into another database or cluster, the stored transaction ids mean nothing: everything
--- that was not settled is appended anew, in order, with the receipts void; the registers are set again.
+-- that was not settled is appended anew, in order, with the receipts void; the registers are set again. Drained segments stay as
+-- they are, if the queue keeps them: they gain no row, so their ids go on naming what they named; what was acknowledged in
+-- the others is kept apart (mq.kept), for their tables are emptied.
 --
 -- The register is not undone by a rollback, so it is set last, and to a slot that is there already, if possible: until
 -- then all goes on as before. Where none is there, one is made; only of a queue of which everybody sees that it is a copy
@@ -46,7 +48,8 @@ begin
     perform mq._lock_tables(q.queue_id, false, _repair.patience);
     -- Every slot: after a rotation that was rolled back one may hold messages without a segment.
     select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
-    from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot where x.queue_id = q.queue_id and x.slot <> v_new;
+    from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot
+    where x.queue_id = q.queue_id and x.slot <> v_new and g.drained_at is null;
     execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}; alter table mq.log_{t} disable trigger sealed',
                     '{t}', q.queue_id || '_' || v_new);
     foreach v_slot in array a_old loop
@@ -54,6 +57,9 @@ begin
         execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
                        ' select f.msg_id, f.enqueued_at, f.attempt, f.payload, f.headers, f.extra, f.lane from mq._fates(%1$s, %3$s) as f'
                        ' where f.state in (''ready'', ''leased'') order by f.msg_id', q.queue_id, v_new, v_slot);
+        insert into mq.kept (queue_id, msg_id, settled_at, enqueued_at, attempt, payload, headers, extra, lane)
+        select q.queue_id, f.msg_id, f.settled_at, f.enqueued_at, f.attempt, f.payload, f.headers, f.extra, f.lane
+        from mq._fates(q.queue_id, v_slot) as f where f.state = 'completed' and q.retention > '0';
         perform mq._add_to_tally(q.queue_id, v_slot);
         execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || v_slot);
     end loop;
@@ -61,25 +67,38 @@ begin
                    ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
                    ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
-    delete from mq.segment as x where x.queue_id = q.queue_id;
-    insert into mq.segment (queue_id, segment, slot) values (q.queue_id, 1, v_new);
-    update mq.slot as x set made_by = pg_current_xact_id(), freed_at = case when x.slot <> v_new then clock_timestamp() end where x.queue_id = q.queue_id;
+    delete from mq.segment as x where x.queue_id = q.queue_id and x.drained_at is null;
+    insert into mq.segment (queue_id, segment, slot)
+    select q.queue_id, coalesce(max(x.segment), 0) + 1, v_new from mq.segment as x where x.queue_id = q.queue_id;
+    update mq.slot as x set made_by = pg_current_xact_id(),
+        freed_at = case when not exists (select from mq.segment as g where g.queue_id = x.queue_id and g.slot = x.slot) then clock_timestamp() end
+    where x.queue_id = q.queue_id;
 
     -- What is deferred, from set 0 to set 1 and all of it back, with transaction ids of today.
     perform mq._copy_deferred(q.queue_id, 0, 1);
     perform mq._copy_deferred(q.queue_id, 1, 0);
 
-    -- Sequences are not copied by logical replication: neither which lanes there are and what is in them, nor which numbers were given.
+    -- Results stay. What else was noted is of leases that are void, and of numbers (note.no) that may be given out again.
+    delete from mq.note as x where x.queue_id = q.queue_id and x.kind <> 'result';
+
+    -- Sequences are not copied by logical replication: neither which lanes there are, and what is in them, nor which numbers were
+    -- given. A new message must not have the number, and so the result, of an old one.
     execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl))'
                    ' from (select l.lane, l.extra ? ''e'' as has_ttl from mq.log_%1$s_%2$s as l'
                    ' union all select d.lane, d.extra ? ''e'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
         using q.queue_id, q.register, q.lanes;
     perform mq._use_cancel(q.queue_id, q.lanes) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
-                   ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s))', q.queue_id, v_new) into v_last;
+                   ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s),'
+                   ' (select max(n.msg_id) from mq.note as n where n.queue_id = %1$s),'
+                   ' (select max(k.msg_id) from mq.kept as k where k.queue_id = %1$s))', q.queue_id, v_new) into v_last;
+    for v_slot in select x.slot from mq.segment as x where x.queue_id = q.queue_id and x.slot <> v_new loop
+        execute format('select greatest($1, max(l.msg_id)) from mq.log_%s_%s as l', q.queue_id, v_slot) into v_last using v_last;
+    end loop;
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
         perform setval(q.msg_ids, v_last);
     end if;
+    perform mq._forget(q.queue_id) where q.retention = '0';
     perform setval(q.notified, 1);
     update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
     -- If this is rolled back, that stays: so the head is still the old one, both sets of what is deferred are read, and

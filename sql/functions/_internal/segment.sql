@@ -161,7 +161,7 @@ begin
     return v_count;
 end $$;
 
--- The totals of a slot that is about to be emptied, and of what was settled outside of segments.
+-- The totals of a slot to which nothing is added any more, and of what was settled outside of segments.
 create or replace function mq._add_to_tally(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -173,10 +173,54 @@ begin
         into v_delivered;
     execute format('select sum(s.n) filter (where s.outcome = ''acked''), sum(s.n) filter (where s.outcome = ''undelivered'' and s.msg_ids is not null)'
                    ' from mq.settlement_%1$s_%2$s as s', _add_to_tally.queue_id, _add_to_tally.slot) into v_settled, v_undelivered;
-    with old as (delete from mq.tally as y where y.queue_id = _add_to_tally.queue_id returning y.delivered, y.settled)
-    insert into mq.tally (queue_id, delivered, settled)
-    select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0) - coalesce(v_undelivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0)
+    with old as (delete from mq.tally as y where y.queue_id = _add_to_tally.queue_id returning y.*)
+    insert into mq.tally (queue_id, delivered, settled, forgotten_until, forgotten_id)
+    select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0) - coalesce(v_undelivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0),
+           max(o.forgotten_until), max(o.forgotten_id)
     from old as o;
+end $$;
+
+-- Remembers that messages up to these are being dropped, for rewind: in the transaction that drops them, so that neither is
+-- there without the other. Without arguments, all that there were until now.
+create or replace function mq._forget(queue_id int, forgotten_until timestamptz default clock_timestamp(), forgotten_id bigint default null) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into mq.tally (queue_id, delivered, settled, forgotten_until, forgotten_id)
+    select q.queue_id, 0, 0, _forget.forgotten_until, coalesce(_forget.forgotten_id, pg_sequence_last_value(q.msg_ids), 0)
+    from mq.queue as q where q.queue_id = _forget.queue_id;
+end $$;
+
+-- What a slot holds is about to be dropped. Only where something is kept it is worth a look at each message: without retention
+-- all that came until now counts as forgotten, in case that somebody sets it later.
+create or replace function mq._forget_slot(queue_id int, slot int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_until timestamptz;
+    v_id    bigint;
+begin
+    if exists (select from mq.queue as q where q.queue_id = _forget_slot.queue_id and q.retention = '0') then
+        perform mq._forget(_forget_slot.queue_id);
+        return;
+    end if;
+    execute format('select max(l.enqueued_at), max(l.msg_id) from mq.log_%s_%s as l', _forget_slot.queue_id, _forget_slot.slot) into v_until, v_id;
+    if v_id is not null then
+        perform mq._forget(_forget_slot.queue_id, v_until, v_id);
+    end if;
+end $$;
+
+-- Drops what was kept outside of segments for longer than the retention.
+create or replace function mq._forget_kept(queue_id int, retention interval) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    m record;
+begin
+    with gone as (
+        delete from mq.kept as k where k.queue_id = _forget_kept.queue_id and k.settled_at < now() - _forget_kept.retention
+        returning k.enqueued_at, k.msg_id)
+    select max(g.enqueued_at) as enqueued_at, max(g.msg_id) as msg_id into m from gone as g;
+    if m.msg_id is not null then
+        perform mq._forget(_forget_kept.queue_id, m.enqueued_at, m.msg_id);
+    end if;
 end $$;
 
 -- Gives the slot back, never that of the open segment, unless somebody (a dump, a report) still reads it.
@@ -187,7 +231,7 @@ begin
         return;
     end if;
     perform mq._take_slot(_free.queue_id, _free.slot);
-    perform mq._add_to_tally(_free.queue_id, _free.slot);
+    perform mq._forget_slot(_free.queue_id, _free.slot);
     execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
     update mq.slot as s set freed_at = clock_timestamp(), made_by = pg_current_xact_id() where s.queue_id = _free.queue_id and s.slot = _free.slot;

@@ -40,7 +40,11 @@ begin
             delete from mq.survivor as s
             where s.queue_id = _settle_survivors.queue_id and s.token = _settle_survivors.token
               and (_settle_survivors.msg_ids is null or s.msg_id = any (_settle_survivors.msg_ids))
-            returning s.msg_id)
+            returning s.*),
+        kept as (
+            insert into mq.kept (queue_id, msg_id, enqueued_at, attempt, payload, headers, extra, lane)
+            select g.queue_id, g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane
+            from gone as g join mq.queue as x on x.queue_id = g.queue_id and x.retention > '0')
         select array_agg((g.msg_id, null, null, null, null, null, 'acked', null, null)::mq._taken) into v_taken from gone as g;
         if v_taken is not null then
             insert into mq.tally (queue_id, delivered, settled) values (_settle_survivors.queue_id, 0, cardinality(v_taken));

@@ -102,8 +102,8 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(0, -7));
 end $$;
 
--- The slots that the dispatchers have statements of: 64, those of open segments first, then each queue's oldest ones. The
--- others are done without: by EXECUTE, which parses and plans each time, and by _take_.
+-- The slots that the dispatchers have statements of: 64, those of open segments first, then each queue's oldest ones, and last
+-- those that are only kept. The others are done without: by EXECUTE, which parses and plans each time, and by _take_.
 create or replace function mq._dispatched() returns table (queue_id int, slot int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -111,8 +111,22 @@ begin
         select x.queue_id, x.slot
         from (select y.queue_id, y.slot from mq.slot as y
               left join mq.segment as g on g.queue_id = y.queue_id and g.slot = y.slot and g.exhausted_at is null
-              order by g.segment is null, g.closed_at is not null, row_number() over (partition by y.queue_id order by g.segment), y.queue_id, y.slot limit 64) as x
+              order by exists (select from mq.segment as k where k.queue_id = y.queue_id and k.slot = y.slot and k.drained_at is not null),
+                       g.segment is null, g.closed_at is not null, row_number() over (partition by y.queue_id order by g.segment), y.queue_id, y.slot limit 64) as x
         order by x.queue_id, x.slot;
+end $$;
+
+-- Whether a slot of the queue has no place in the dispatchers, but should have: they were made while it was kept, or before
+-- others were. Slots of a queue that keeps much take turns, and none is made any more, which would make them anew.
+create or replace function mq._is_left_out(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select count(*) from mq.slot) > 64 and exists (
+        select from mq._dispatched() as d
+        where d.queue_id = _is_left_out.queue_id
+          and not exists (select from pg_proc as p
+                          where p.pronamespace = 'mq'::regnamespace and p.proname = '_append_0'
+                            and strpos(p.prosrc, format('mq.log_%s_%s ', d.queue_id, d.slot)) > 0));
 end $$;
 
 -- _append_0: the first part of enqueue, by the name of the queue. Null: it does not know it, or not well enough.

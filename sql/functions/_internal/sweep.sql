@@ -9,7 +9,7 @@ begin
               select (pg_sequence_last_value(q.register) & 65535)::int, 9223372036854775807 from mq.queue as q
               where q.queue_id = _live_slots.queue_id
                 and not exists (select from mq.segment as s
-                                where s.queue_id = q.queue_id and s.slot = pg_sequence_last_value(q.register) & 65535)) as x
+                                where s.queue_id = q.queue_id and s.drained_at is null and s.slot = pg_sequence_last_value(q.register) & 65535)) as x
         order by x.segment;
 end $$;
 

@@ -29,7 +29,8 @@ end $$;
 -- Opens the next block: up to 64 slices of p_n (128 small ones, 256 of one), first of what is due again, then of what the window holds. Where so
 -- many consumers are at it that half of a block's tickets are drawn before its successor is begun, that gets twice as many slices, up to 256: else all
 -- of them would wait for it. Called with the lane locked. p_given are messages to be born in this block besides; p_ahead: the last block still has tickets, and
--- this one's come behind them. False if there was nothing.
+-- this one's come behind them. False if there was nothing; true without a block if all that was due are ticks to be skipped: undone, they
+-- would be in the way of the next call, too, and their schedules would never go on.
 --
 -- Each slice lies within one range of mq._ranges, so its first message and a count name it for good.
 create or replace function mq._open_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean, p_given mq._taken[], p_ahead boolean) returns boolean
@@ -45,6 +46,7 @@ declare
     v_drawn    bigint;
     v_born     int := 0;
     v_rows     int;
+    v_moved    boolean := false;
     v_prev     pg_snapshot;
     v_cur      pg_snapshot;
     v_xid      xid8;
@@ -70,11 +72,14 @@ begin
         if (pg_sequence_last_value('mq.register_{q}') & 65535) = {k} then
             -- Fresh messages do not wait until many arrivals are sorted.
             v_passes := case when p_given is null and not (p_fresh and coalesce(mq._look_{t}(p_lane, b.prev, b.cur), true)) then 23 else 1 end;        -- at least what _is_due_ looks at
-            insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
-            select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra
-            from (select * from unnest(p_given) union all
-                  select * from mq._promote_{q}(p_lane, case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)) as m;
-            get diagnostics v_rows = row_count;
+            with due as materialized (
+                select * from unnest(p_given) union all
+                select * from mq._promote_{q}(p_lane, case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)),
+            born as (
+                insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
+                select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra
+                from due as m where m.outcome is null)
+            select count(*) filter (where m.outcome is null), count(*) > 0 into v_rows, v_moved from due as m;
             if v_rows > 0 then
                 select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
                   into a_xids, a_ids, a_counts, v_born
@@ -119,7 +124,7 @@ begin
         end if;
     end if;
     if a_counts is null then
-        return false;
+        return v_moved;
     end if;
     if pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0 then
         c := mq._cut_out_cancelled({q}, {k}, p_lane, v_born, a_xids, a_ids, a_counts);
