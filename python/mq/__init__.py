@@ -34,8 +34,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 __all__ = [
@@ -69,9 +69,9 @@ __all__ = [
     "QueueStats",
     "Result",
     "RetryTransaction",
-    "SettledMessage",
     "Schedule",
     "ScheduleNotFound",
+    "SettledMessage",
     "TransactionTooLarge",
     "Undecodable",
     "consume",

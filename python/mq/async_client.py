@@ -22,8 +22,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 __all__ = ["AsyncClient"]

@@ -27,8 +27,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 T = TypeVar("T")
@@ -65,7 +65,14 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_AGEING, **_RESULTS},
+    "create_queue": {
+        **_QUEUE,
+        **_SETTINGS,
+        "if_not_exists": "boolean",
+        **_RETRIES,
+        **_AGEING,
+        **_RESULTS,
+    },
     "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,

@@ -114,8 +114,13 @@ class SettledMessage:
     history: Any
     payload: Any
     headers: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """What enqueues a message again and again (SQL: a row of `mq.schedules`).
+
+    Attributes:
         name: of the schedule.
         queue: where its messages go.
         cron: when, as a cron expression.
@@ -125,10 +130,14 @@ class Schedule:
         catch_up: what becomes of times that nobody was there for: one, all or none.
         next_at: when it is due next; in the past if nobody has been there to see to it.
         created_at: when it was made.
+    """
+
     name: str
     queue: str
     cron: str
     timezone: str
+    payload: Any
+    headers: Any
     catch_up: str
     next_at: datetime
     created_at: datetime

@@ -407,6 +407,8 @@ def test_what_is_kept_is_listed_and_rewound(ok: Cli, cli: Cli) -> None:
     assert refused.code == 1
     assert "keeps nothing" in refused.err
     assert "retention => '7 days'" in refused.err
+
+
 def test_what_is_scheduled_is_listed_run_and_dropped(ok: Cli) -> None:
     ok("queue", "create", "q")
     assert "no schedules" in ok("schedule", "list").out
