@@ -99,13 +99,14 @@ declare
         select s.slot from mq.segment as s
         where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
-    c_first_ready constant text := (
-        select format('select least(%s)', string_agg(format('mq._first_ready_%s_%s(1::smallint, $1)', _take_by_priority.queue_id, x), ', '))
-        from unnest(a_slots) as x);
 begin
     a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots);
     loop
-        execute c_first_ready into v_at using a_lanes;
+        v_at := null;
+        foreach v_slot in array a_slots loop
+            execute 'select least($2, mq._first_ready_' || _take_by_priority.queue_id || '_' || v_slot || '(1::smallint, $1))'
+                into v_at using a_lanes, v_at;
+        end loop;
         exit when v_at is null;
         foreach v_slot in array a_slots loop
             return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
