@@ -1,0 +1,67 @@
+"""Rules of transactions: begun, committed, rolled back as a whole or to a savepoint, and lost with their session."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from stateful.consuming import PICK
+from stateful.machine import Machine, Session
+from stateful.model import Transaction
+from stateful.producing import WHO
+from support import wait
+
+
+class Transactions(Machine):
+    def open(self) -> list[Session]:
+        return [s for s in self.sessions if s.tx is not None]
+
+    @precondition(lambda self: len(self.open()) < len(self.sessions))
+    @rule(who=WHO, repeatable=st.sampled_from((False, False, True)))
+    def begin(self, who: int, repeatable: bool) -> None:
+        session = self.pick(who, [s for s in self.sessions if s.tx is None])
+        self.sound = False
+        if repeatable:
+            session.conn.execute("begin isolation level repeatable read")
+            self.value(session, "select count(*) from mq.queues()")  # here is its snapshot
+        else:
+            session.conn.execute("begin")
+        session.tx = Transaction(self.model.step, repeatable=repeatable)
+
+    @precondition(lambda self: self.open())
+    @rule(which=PICK, end=st.sampled_from(("commit", "rollback", "lost", "killed")))
+    def end(self, which: int, end: str) -> None:
+        session = self.pick(which, self.open())
+        self.sound = False
+        if end in ("commit", "rollback"):
+            session.conn.execute(end)
+        else:
+            pid = wait.backend_pid(session.conn)
+            if end == "killed":
+                self.admin("select pg_terminate_backend(%s)", pid)
+            session.conn.close()
+            wait.until_gone(self.conn, pid)
+            session.connect()
+        tx, session.tx = session.tx, None
+        if end == "commit":
+            tx.commit()
+        else:
+            tx.rollback()
+
+    @precondition(lambda self: self.open())
+    @rule(which=PICK)
+    def savepoint(self, which: int) -> None:
+        session = self.pick(which, self.open())
+        session.conn.execute(f"savepoint s{len(session.tx.savepoints)}".encode())
+        session.tx.savepoints.append(len(session.tx.steps))
+
+    @precondition(lambda self: any(s.tx.savepoints for s in self.open()))
+    @rule(which=PICK, keep=PICK)
+    def rollback_to_savepoint(self, which: int, keep: int) -> None:
+        session = self.pick(which, [s for s in self.open() if s.tx.savepoints])
+        tx = session.tx
+        self.sound = False
+        no = keep % len(tx.savepoints)
+        session.conn.execute(f"rollback to savepoint s{no}".encode())
+        tx.rollback(tx.savepoints[no])
+        del tx.savepoints[no + 1 :]

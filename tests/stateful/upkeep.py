@@ -1,0 +1,143 @@
+"""Rules of time and of upkeep: leases run out, sweeps, rotations, segments that go, settings, dead letters, purges."""
+
+from __future__ import annotations
+
+import contextlib
+
+import psycopg
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from stateful.consuming import PICK, SOME
+from stateful.machine import PASSES, Machine, interval, run_out
+from stateful.model import Message
+from stateful.producing import WHO
+
+
+class Upkeep(Machine):
+    # -- time -----------------------------------------------------------------------------------
+
+    @precondition(
+        lambda self: not any(tx.settled or tx.claimed or tx.rotated for tx in self.others())
+    )
+    @rule(minutes=st.sampled_from(PASSES))
+    def time_passes(self, minutes: int) -> None:
+        self.pass_time(minutes)
+        for tx in self.others():
+            for m in tx.sent:
+                m.due += minutes if m.due else 0  # nobody sees that row yet, so it was not edited
+
+    @rule(which=PICK)
+    def lease_runs_out(self, which: int) -> None:
+        """One, also where somebody is settling it just now."""
+        leases = [
+            x
+            for x in self.model.leases
+            if x.left and x.committed and not any(x in tx.extended for tx in self.others())
+        ]
+        if leases:
+            lease = self.pick(which, leases)
+            self.sound = False
+            if run_out(self.conn, lease.receipt):
+                lease.until = self.model.now - 1
+                self.model.upkept = self.model.step
+
+    # -- sweeps and segments --------------------------------------------------------------------
+
+    def swept(self) -> int:
+        """What ran out is taken back for certain; how many messages that are."""
+        self.model.upkept = self.model.step
+        stale = [lease for lease in self.model.leases if self.model.ran_out(lease)]
+        count = sum(len(lease.left) for lease in stale)
+        for lease in stale:
+            self.model.take_back(lease)
+        return count
+
+    @rule()
+    def sweep_stale(self) -> None:
+        ready = len(self.model.having("ready"))
+        got = self.admin("select mq.sweep_stale('q')")
+        count = self.swept()
+        assert count <= got <= count + ready, (got, count)  # and what rollbacks left behind
+
+    @rule(times=st.sampled_from((1, 2, 4)))
+    def maintain(self, times: int) -> None:
+        for _ in range(times):
+            self.sound = False
+            self.conn.execute("select mq.maintain('q')")
+        if any(tx.rotated for tx in self.others()):
+            self.model.upkept = self.model.step  # it had the lock of all upkeep
+        else:
+            self.swept()
+
+    @precondition(lambda self: not any(tx.rotated for tx in self.others()))
+    @rule(who=WHO)
+    def rotate(self, who: int) -> None:
+        """In a transaction that may roll back, too."""
+        session = self.sessions[who]
+        if session.tx is not None and session.tx.repeatable:
+            return
+        with (
+            contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState),
+            self.in_transaction(session) as tx,
+        ):
+            tx.rotated = tx.wrote = True
+            self.model.upkept = self.model.step
+            with session.conn.transaction():
+                session.conn.execute("select mq.rotate_segment('q')")
+
+    # -- settings -------------------------------------------------------------------------------
+
+    @precondition(lambda self: not any(tx.rotated for tx in self.others()))
+    @rule()
+    def pause_or_resume(self) -> None:
+        self.model.paused = not self.model.paused
+        which = "pause" if self.model.paused else "resume"
+        self.admin(f"select mq.{which}_queue('q')")
+
+    @precondition(lambda self: not self.others())
+    @rule(max_attempts=st.integers(1, 5))
+    def alter_queue(self, max_attempts: int) -> None:
+        self.admin("select mq.alter_queue('q', max_attempts => %s)", max_attempts)
+        self.model.max_attempts = max_attempts
+
+    # -- dead letters and purges ----------------------------------------------------------------
+
+    def dead(self) -> list[Message]:
+        return sorted(self.model.having("dead"), key=lambda m: m.died)
+
+    @precondition(lambda self: self.dead())
+    @rule(some=SOME)
+    def redrive(self, some: list[int] | None) -> None:
+        dead = self.dead()
+        chosen = dead if some is None else [dead[i] for i in set(some) if i < len(dead)]
+        ids = None if some is None else [m.id for m in chosen]
+        assert self.admin("select mq.redrive('q', %s)", ids) == len(chosen)
+        self.model.redrive(chosen)
+
+    @precondition(lambda self: self.dead())
+    @rule(most=st.integers(0, 3))
+    def redrive_the_oldest(self, most: int) -> None:
+        """Those that died first; among those that died in one step, any."""
+        before = self.dead()
+        assert self.admin("select mq.redrive('q', max_messages => %s)", most) == min(
+            most, len(before)
+        )
+        left = {row[0] for row in self.conn.execute("select msg_id from mq.dead_letters('q', 10000)")}
+        gone = [m for m in before if m.id not in left]
+        assert [m.died for m in gone] == [m.died for m in before[: len(gone)]]
+        self.model.redrive(gone)
+
+    @precondition(lambda self: self.dead())
+    @rule(older_than=st.none() | st.sampled_from((60, 600)))
+    def purge_dead_letters(self, older_than: int | None) -> None:
+        gone = [m for m in self.dead() if self.model.now - m.died_at >= (older_than or 0)]
+        query = "select mq.purge_dead_letters('q', older_than => %s)"
+        got = self.admin(query, None if older_than is None else interval(older_than))
+        assert got == self.model.purge(gone)
+
+    @precondition(lambda self: not self.others())
+    @rule()
+    def purge_queue(self) -> None:
+        self.model.upkept = self.model.step
+        assert self.admin("select mq.purge_queue('q')") == self.model.purge_queue()
