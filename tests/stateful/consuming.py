@@ -6,84 +6,110 @@ from typing import Any
 
 import psycopg
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
 
-from stateful.machine import DELAYS, SLACK, TIMEOUTS, Machine, Session, interval
+from stateful.machine import (
+    DELAYS,
+    PICK,
+    SLACK,
+    SOME,
+    TIMEOUTS,
+    WHO,
+    Machine,
+    Session,
+    interval,
+    step,
+)
 from stateful.model import Lease
-from stateful.producing import WHO
 
 MANY = st.sampled_from((1, 3, 2, 5, 50))
-PICK = st.integers(0, 1000)
-SOME = st.none() | st.lists(st.integers(0, 20), max_size=4)
+NACKS = (
+    {},
+    {"delay": 0},
+    {"delay": DELAYS[0]},
+    {"delay": 0, "count_attempt": False},
+    {"count_attempt": False, "reason": "snooze"},
+    {"dead": True},
+    {"dead": True, "reason": "because"},
+    {"reason": "because"},
+)
 
 
 class Consuming(Machine):
-    def may_dequeue(self) -> bool:
-        return any(s.tx is None or not s.tx.repeatable for s in self.sessions)
-
-    def consumer_(self, who: int) -> Session:
-        """Not in REPEATABLE READ, where it is refused."""
-        able = [s for s in self.sessions if s.tx is None or not s.tx.repeatable]
-        session: Session = self.pick(who, able)
-        return session
-
     def live(self, session: Session) -> list[Lease]:
         return [x for x in self.usable(session) if x.left]
 
+    def settled(self, session: Session) -> list[Lease]:
+        """Or lost; the newest first."""
+        return [x for x in reversed(self.usable(session)) if not x.left]
+
+    def having(self, leases: Any) -> list[Session]:
+        return [s for s in self.sessions if leases(s)]
+
+    # -- dequeue --------------------------------------------------------------------------------
+
+    @step(
+        5,
+        when=lambda self: self.able(),
+        who=WHO,
+        n=MANY,
+        minutes=st.none() | st.sampled_from(TIMEOUTS),
+    )
+    def takes(self, who: int, n: int, minutes: int | None) -> None:
+        self.dequeue(self.pick(who, self.able()), n, minutes)
+
+    @step(
+        2,
+        when=lambda self: self.able(),
+        who=WHO,
+        n=MANY,
+        times=st.integers(1, 12),
+        how=st.sampled_from(("ack", "dequeue")),
+    )
+    def works(self, who: int, n: int, times: int, how: str) -> None:
+        """Takes and acknowledges, several times; the receipt goes along with the next dequeue, or before."""
+        session = self.pick(who, self.able())
+        last = None
+        for _ in range(times):
+            if not self.dequeue(session, n, ack=last):
+                break
+            lease = self.model.leases[-1]
+            if how == "ack":
+                self.acks(session, lease, None)
+            else:
+                last = lease
+
+    @step(2, when=lambda self: any(self.live(s) for s in self.able()), who=WHO, n=MANY, which=PICK)
+    def takes_and_acks(self, who: int, n: int, which: int) -> None:
+        session = self.pick(who, [s for s in self.able() if self.live(s)])
+        self.dequeue(session, n, ack=self.pick(which, self.live(session)))
+
+    # -- settle ---------------------------------------------------------------------------------
+
     def ids(self, lease: Lease, some: list[int] | None) -> list[int] | None:
-        """Of the lease, by their places; one that is not of it, too."""
+        """Of a lease, by their places; one that is not of it, too."""
         if some is None:
             return None
         places = list(lease.left)
         return [places[i] if i < len(places) else 10**9 + i for i in some]
 
-    # -- dequeue --------------------------------------------------------------------------------
-
-    @precondition(lambda self: self.may_dequeue())
-    @rule(who=WHO, n=MANY, minutes=st.none() | st.sampled_from(TIMEOUTS))
-    def takes(self, who: int, n: int, minutes: int | None) -> None:
-        self.dequeue(self.consumer_(who), n, minutes)
-
-    @precondition(lambda self: self.may_dequeue())
-    @rule(who=WHO, n=MANY, times=st.integers(1, 12))
-    def works(self, who: int, n: int, times: int) -> None:
-        """Takes and acknowledges, several times."""
-        session = self.consumer_(who)
-        for _ in range(times):
-            if not self.dequeue(session, n):
-                break
-            self.acks(session, self.model.leases[-1], None)
-
-    @precondition(lambda self: self.may_dequeue())
-    @rule(who=WHO, n=MANY, which=PICK)
-    def takes_and_acks(self, who: int, n: int, which: int) -> None:
-        session = self.consumer_(who)
-        if leases := self.live(session):
-            self.dequeue(session, n, ack=self.pick(which, leases))
-
-    # -- settle ---------------------------------------------------------------------------------
-
     def acks(self, session: Session, lease: Lease, ids: list[int] | None) -> None:
         with self.in_transaction(session) as tx, self.blurred(session, lease):
+            tx.wrote = tx.settled = True
             with session.conn.transaction():
                 got = self.value(session, "select mq.ack('q', %s, %s)", lease.receipt, ids)
             assert got == self.model.ack(tx, lease, ids)
-            tx.wrote = tx.settled = True
 
-    @rule(who=WHO, which=PICK, some=SOME)
+    @step(4, when=lambda self: self.having(self.live), who=WHO, which=PICK, some=SOME)
     def ack(self, who: int, which: int, some: list[int] | None) -> None:
-        session = self.sessions[who]
-        if leases := self.live(session):
-            lease = self.pick(which, leases)
-            self.acks(session, lease, self.ids(lease, some))
+        session = self.pick(who, self.having(self.live))
+        lease = self.pick(which, self.live(session))
+        self.acks(session, lease, self.ids(lease, some))
 
-    @rule(who=WHO, which=PICK, some=SOME)
+    @step(when=lambda self: self.having(self.live), who=WHO, which=PICK, some=SOME)
     def ack_strictly(self, who: int, which: int, some: list[int] | None) -> None:
         """All that was asked for, or nothing."""
-        session = self.sessions[who]
-        if not (leases := self.live(session)):
-            return
-        lease = self.pick(which, leases)
+        session = self.pick(who, self.having(self.live))
+        lease = self.pick(which, self.live(session))
         ids = self.ids(lease, some)
         wanted = 1 if ids is None else len(set(ids))
         with self.in_transaction(session) as tx, self.blurred(session, lease):
@@ -93,81 +119,70 @@ class Consuming(Machine):
                     query = "select mq.ack('q', %s, %s, strict => true)"
                     got = self.value(session, query, lease.receipt, ids)
             except psycopg.Error as error:
-                if error.sqlstate == "40001":
+                if error.sqlstate != "MQ003":
                     raise
-                assert error.sqlstate == "MQ003", error
                 assert len(self.model.chosen(lease, ids)) < wanted
             else:
                 assert got == self.model.ack(tx, lease, ids)
                 assert got >= wanted
 
-    @rule(
+    @step(
+        5,
+        when=lambda self: self.having(self.live),
         who=WHO,
         which=PICK,
         some=SOME,
-        how=st.fixed_dictionaries(
-            {},
-            optional={"delay": st.sampled_from((0, *DELAYS)), "reason": st.just("because")},
-        ),
-        end=st.sampled_from(({}, {}, {"dead": True}, {"count_attempt": False})),
+        how=st.sampled_from(NACKS),
     )
-    def nack(
-        self,
-        who: int,
-        which: int,
-        some: list[int] | None,
-        how: dict[str, Any],
-        end: dict[str, bool],
-    ) -> None:
-        session = self.sessions[who]
-        if not (leases := self.live(session)):
-            return
-        lease = self.pick(which, leases)
-        ids = self.ids(lease, some)
-        named = {**how, **end}
-        given = {k: interval(v) if k == "delay" else v for k, v in named.items()}
+    def nack(self, who: int, which: int, some: list[int] | None, how: dict[str, Any]) -> None:
+        session = self.pick(who, self.having(self.live))
+        lease = self.pick(which, self.live(session))
+        given = {k: interval(v) if k == "delay" else v for k, v in how.items()}
         extra = "".join(f", {name} => %({name})s" for name in given)
         query = f"select mq.nack('q', %(receipt)s, %(ids)s{extra})"
+        ids = self.ids(lease, some)
+        given |= {"receipt": lease.receipt, "ids": ids}
         with self.in_transaction(session) as tx, self.blurred(session, lease):
-            with session.conn.transaction():
-                row = session.conn.execute(
-                    query.encode(), {"receipt": lease.receipt, "ids": ids, **given}
-                ).fetchone()
-            assert row == (self.model.nack(tx, lease, ids, **named),)
             tx.wrote = tx.settled = True
+            with session.conn.transaction():
+                row = session.conn.execute(query.encode(), given).fetchone()
+            assert row == (self.model.nack(tx, lease, ids, **how),)
 
-    @rule(who=WHO, which=PICK, minutes=st.sampled_from(TIMEOUTS))
+    @step(
+        2,
+        when=lambda self: any(self.live(s) for s in self.able()),
+        who=WHO,
+        which=PICK,
+        minutes=st.sampled_from(TIMEOUTS),
+    )
     def extend(self, who: int, which: int, minutes: int) -> None:
-        session = self.sessions[who]
-        # A held snapshot shows deadlines of before the time that passed.
-        if session.tx is not None and session.tx.repeatable:
-            return
-        if not (leases := self.live(session)):
-            return
-        lease = self.pick(which, leases)
-        query = (
-            "select extract(epoch from mq.extend('q', %s, %s) - clock_timestamp())::float8 / 60"
-        )
+        """Not with a held snapshot, which shows deadlines as they were before time was moved."""
+        session = self.pick(who, [s for s in self.able() if self.live(s)])
+        lease = self.pick(which, self.live(session))
+        query = "select extract(epoch from mq.extend('q', %s, %s) - clock_timestamp())::float8 / 60"
         with self.in_transaction(session) as tx:
+            tx.wrote = tx.settled = True
             got = self.value(session, query, lease.receipt, interval(minutes))
             assert got is not None
             self.model.extend(tx, lease, minutes)
             assert abs(lease.until - self.model.now - got) < SLACK
-            tx.wrote = tx.settled = True
 
-    @rule(who=WHO, which=PICK, how=st.sampled_from(("ack", "nack", "extend", "dequeue")))
+    @step(
+        2,
+        when=lambda self: self.having(self.settled),
+        who=WHO,
+        which=PICK,
+        how=st.sampled_from(("ack", "nack", "extend", "dequeue")),
+    )
     def comes_late(self, who: int, which: int, how: str) -> None:
         """The receipt of a lease that is lost, or settled: nothing happens, and the answer says so."""
-        session = self.sessions[who]
-        leases = [x for x in self.usable(session) if not x.left]
-        if not leases:
+        session = self.pick(who, self.having(self.settled))
+        lease = self.pick(which, self.settled(session))
+        if how == "dequeue" and session in self.able():
+            self.dequeue(session, 1, ack=lease)
             return
-        lease = self.pick(-1 - which, leases)
-        if how == "dequeue":
-            if session.tx is None or not session.tx.repeatable:
-                self.dequeue(session, 1, ack=lease)
-            return
+        how = "ack" if how == "dequeue" else how
         with self.in_transaction(session), self.blurred(session, lease):
             with session.conn.transaction():
                 got = self.value(session, f"select mq.{how}('q', %s)", lease.receipt)
-            assert got in ((0,) if how != "extend" else (None,))
+            assert got == (None if how == "extend" else 0)

@@ -29,7 +29,9 @@ class Message:
     died_at: int = 0
     lease: Lease | None = None
     holder: Transaction | None = None  # which claimed it and is not over
-    loose: bool = False  # the order of delivery is free: it was deferred, taken back, or committed late
+    loose: bool = (
+        False  # the order of delivery is free: it was deferred, taken back, or committed late
+    )
 
 
 @dataclass(eq=False)
@@ -98,7 +100,9 @@ class Model:
 
     def ran_out(self, lease: Lease) -> bool:
         """A sweep may take it back, unless somebody is settling it."""
-        return not lease.lost and lease.holder is None and lease.until < self.now and any(lease.left)
+        return (
+            not lease.lost and lease.holder is None and lease.until < self.now and any(lease.left)
+        )
 
     def is_ready(self, m: Message) -> bool:
         return m.holder is None and self.shown(m) == "ready"
@@ -185,7 +189,11 @@ class Model:
         return [m for m in lease.left.values() if not lease.lost and (ids is None or m.id in ids)]
 
     def settle(
-        self, tx: Transaction, lease: Lease, messages: list[Message], then: Callable[[Message], None]
+        self,
+        tx: Transaction,
+        lease: Lease,
+        messages: list[Message],
+        then: Callable[[Message], None],
     ) -> None:
         if not messages:
             return

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
 
-from stateful.consuming import PICK
-from stateful.machine import Machine, Session
+from stateful.machine import PICK, WHO, Machine, Session, step
 from stateful.model import Transaction
-from stateful.producing import WHO
 from support import wait
 
 
@@ -16,8 +13,12 @@ class Transactions(Machine):
     def open(self) -> list[Session]:
         return [s for s in self.sessions if s.tx is not None]
 
-    @precondition(lambda self: len(self.open()) < len(self.sessions))
-    @rule(who=WHO, repeatable=st.sampled_from((False, False, True)))
+    @step(
+        3,
+        when=lambda self: len(self.open()) < len(self.sessions),
+        who=WHO,
+        repeatable=st.sampled_from((False, False, True)),
+    )
     def begin(self, who: int, repeatable: bool) -> None:
         session = self.pick(who, [s for s in self.sessions if s.tx is None])
         self.sound = False
@@ -28,8 +29,12 @@ class Transactions(Machine):
             session.conn.execute("begin")
         session.tx = Transaction(self.model.step, repeatable=repeatable)
 
-    @precondition(lambda self: self.open())
-    @rule(which=PICK, end=st.sampled_from(("commit", "rollback", "lost", "killed")))
+    @step(
+        3,
+        when=lambda self: self.open(),
+        which=PICK,
+        end=st.sampled_from(("commit", "rollback", "lost", "killed")),
+    )
     def end(self, which: int, end: str) -> None:
         session = self.pick(which, self.open())
         self.sound = False
@@ -48,15 +53,13 @@ class Transactions(Machine):
         else:
             tx.rollback()
 
-    @precondition(lambda self: self.open())
-    @rule(which=PICK)
+    @step(when=lambda self: self.open(), which=PICK)
     def savepoint(self, which: int) -> None:
         session = self.pick(which, self.open())
         session.conn.execute(f"savepoint s{len(session.tx.savepoints)}".encode())
         session.tx.savepoints.append(len(session.tx.steps))
 
-    @precondition(lambda self: any(s.tx.savepoints for s in self.open()))
-    @rule(which=PICK, keep=PICK)
+    @step(when=lambda self: any(s.tx.savepoints for s in self.open()), which=PICK, keep=PICK)
     def rollback_to_savepoint(self, which: int, keep: int) -> None:
         session = self.pick(which, [s for s in self.open() if s.tx.savepoints])
         tx = session.tx
