@@ -6,7 +6,7 @@ producing.py, consuming.py, transactions.py, upkeep.py
                the rules: what may be called when, and what the model says about the answer
 
 `tests/py/test_stateful.py` runs them. In `make test` the examples are always the same ones, and few;
-`make test-stateful` makes up new ones: ARGS="--hypothesis-seed=7", MQ_STATEFUL_EXAMPLES=5000.
+`make test-stateful` makes up new ones: ARGS="-k Core --hypothesis-seed=7", MQ_STATEFUL_EXAMPLES=5000.
 
 **Why it is sequential.** One call runs at a time, so each answer has a reason. What interleaves are transactions: up to
 three of them are open at any time. A call that would have to wait for another session's transaction is not made:
@@ -24,7 +24,7 @@ CORE, and to Everything:
 * what may be delivered, and in which order, is said by overriding `check_delivery` (call super's);
 * a state changes in Model only, by a method that gives Transaction.do how to undo the change and what it is once it is
   committed;
-* a call of its own is a `@rule`; a draw that picks something is an integer, so that it shrinks (see Machine.pick);
+* a call of its own is a `@step`; a draw that picks something is an integer, so that it shrinks (see Machine.pick);
 * a time that is not in a timestamptz column of a table is moved in `pass_more_time`;
 * a figure of queue_stats is a line in `figures`.
 

@@ -22,7 +22,7 @@ from stateful.machine import (
 from stateful.model import Lease
 
 MANY = st.sampled_from((1, 3, 2, 5, 50))
-NACKS = (
+NACKS: tuple[dict[str, Any], ...] = (
     {},
     {"delay": 0},
     {"delay": DELAYS[0]},

@@ -113,13 +113,18 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def next_step(self, data: st.DataObject) -> None:
-        may = [name for name, one in self.steps().items() if one.when is None or one.when(self)]
-        name = data.draw(st.sampled_from([x for x in may for _ in range(self.steps()[x].weight)]))
-        arguments = {
-            k: v(self) if isinstance(v, FunctionType) else v
-            for k, v in self.steps()[name].arguments.items()
-        }
-        getattr(self, name)(**data.draw(st.fixed_dictionaries(arguments), label=name))
+        steps = self.steps()
+        may = [x for x, one in steps.items() if one.when is None or one.when(self)]
+        name = st.sampled_from([x for x in may for _ in range(steps[x].weight)])
+        called, arguments = data.draw(name.flatmap(lambda x: st.tuples(st.just(x), self.drawn(x))))
+        getattr(self, called)(**arguments)
+
+    def drawn(self, name: str) -> st.SearchStrategy[dict[str, Any]]:
+        """The arguments of a step."""
+        given = self.steps()[name].arguments.items()
+        return st.fixed_dictionaries(
+            {k: v(self) if isinstance(v, FunctionType) else v for k, v in given}
+        )
 
     @classmethod
     @cache
@@ -382,8 +387,9 @@ class Machine(RuleBasedStateMachine):
                 with session.conn.transaction():
                     rows = session.conn.execute(query, parameters).fetchall()
             except psycopg.Error as error:
-                assert error.sqlstate == "MQ003", error
-                assert acked == 0
+                if error.sqlstate != "MQ003":
+                    raise
+                assert acked == 0, "MQ003, but the lease is there"
                 return []
             assert acked != 0, "the lease was lost, and dequeue does not say so"
             assert not rows or not model.paused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from stateful.machine import WHO, Machine, Session, interval, step
 from stateful.model import Message, Transaction
 
 # What an option is in SQL, where it is not what was drawn.
-ARGUMENTS = {"delay": interval, "headers": json.dumps}
+ARGUMENTS: dict[str, Callable[[Any], Any]] = {"delay": interval, "headers": json.dumps}
 
 
 class Producing(Machine):

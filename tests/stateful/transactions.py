@@ -13,6 +13,9 @@ class Transactions(Machine):
     def open(self) -> list[Session]:
         return [s for s in self.sessions if s.tx is not None]
 
+    def saved(self) -> list[Session]:
+        return [s for s in self.sessions if s.tx is not None and s.tx.savepoints]
+
     @step(
         3,
         when=lambda self: len(self.open()) < len(self.sessions),
@@ -59,9 +62,9 @@ class Transactions(Machine):
         session.conn.execute(f"savepoint s{len(session.tx.savepoints)}".encode())
         session.tx.savepoints.append(len(session.tx.steps))
 
-    @step(when=lambda self: any(s.tx.savepoints for s in self.open()), which=PICK, keep=PICK)
+    @step(when=lambda self: self.saved(), which=PICK, keep=PICK)
     def rollback_to_savepoint(self, which: int, keep: int) -> None:
-        session = self.pick(which, [s for s in self.open() if s.tx.savepoints])
+        session = self.pick(which, self.saved())
         tx = session.tx
         self.sound = False
         no = keep % len(tx.savepoints)
