@@ -29,12 +29,12 @@ class Calm(Producing, Consuming):
     """Without failures: every call commits by itself, and the order is known."""
 
 
-class Core(Producing, Consuming, Transactions, Upkeep):
+class Core(Producing, Transactions, Upkeep):
     """What every queue does, with nothing but the defaults of enqueue."""
 
 
-MACHINES: dict[type[Machine], int] = {Calm: 6, Core: 24}
-"""And how many examples `make test` tries."""
+MACHINES: dict[type[Machine], int] = {Calm: 5, Core: 22}
+"""And how many examples `make test` tries: about a second each on an idle machine, 40 seconds in all."""
 
 
 # Without explain: it runs a failure a hundred times more.

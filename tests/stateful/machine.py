@@ -88,6 +88,12 @@ class Machine(RuleBasedStateMachine):
         "headers": st.just({"h": 1}),
         "delay": st.sampled_from((0, *DELAYS)),
     }
+    settings: ClassVar[dict[str, Any]] = {
+        "visibility_timeout": "60 minutes",
+        "retry_policy": "fixed",
+        "retry_backoff": f"{BACKOFF} minutes",
+        "retry_jitter": 0,
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,11 +109,9 @@ class Machine(RuleBasedStateMachine):
     @initialize(max_attempts=st.sampled_from((2, 3, 1)))
     def begins(self, max_attempts: int) -> None:
         self.conn.execute("select mq.drop_queue(q.name) from mq.queues() as q")
-        self.conn.execute(
-            "select mq.create_queue('q', visibility_timeout => %s, max_attempts => %s, retry_policy => 'fixed',"
-            " retry_backoff => %s, retry_jitter => 0)",
-            (interval(60), max_attempts, interval(BACKOFF)),
-        )
+        settings = {**self.settings, "max_attempts": max_attempts}
+        named = ", ".join(f"{name} => %({name})s" for name in settings)
+        self.conn.execute(f"select mq.create_queue('q', {named})".encode(), settings)
         self.model = Model(max_attempts, BACKOFF)
         self.begun = True
 

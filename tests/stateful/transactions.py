@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from stateful.machine import PICK, WHO, Machine, Session, step
+from stateful.consuming import MANY, Consuming
+from stateful.machine import PICK, WHO, Session, step
 from stateful.model import Transaction
 from support import wait
 
 
-class Transactions(Machine):
+class Transactions(Consuming):
     def open(self) -> list[Session]:
         return [s for s in self.sessions if s.tx is not None]
+
+    def closed(self) -> list[Session]:
+        return [s for s in self.sessions if s.tx is None]
 
     def saved(self) -> list[Session]:
         return [s for s in self.sessions if s.tx is not None and s.tx.savepoints]
 
     @step(
         3,
-        when=lambda self: len(self.open()) < len(self.sessions),
+        when=lambda self: self.closed(),
         who=WHO,
         repeatable=st.sampled_from((False, False, True)),
     )
     def begin(self, who: int, repeatable: bool) -> None:
-        session = self.pick(who, [s for s in self.sessions if s.tx is None])
+        session = self.pick(who, self.closed())
         self.sound = False
         if repeatable:
             session.conn.execute("begin isolation level repeatable read")
@@ -71,3 +75,24 @@ class Transactions(Machine):
         session.conn.execute(f"rollback to savepoint s{no}".encode())
         tx.rollback(tx.savepoints[no])
         del tx.savepoints[no + 1 :]
+
+    @step(
+        3,
+        when=lambda self: self.closed(),
+        who=WHO,
+        n=MANY,
+        acks=st.booleans(),
+        again=st.booleans(),
+    )
+    def gives_up(self, who: int, n: int, acks: bool, again: bool) -> None:
+        """Dequeues and rolls back: what it leaves is a hole, or was never in a block; the next one may be given its place."""
+        session = self.pick(who, self.closed())
+        session.conn.execute("begin")
+        session.tx = Transaction(self.model.step)
+        if self.dequeue(session, n) and acks:
+            self.acks(session, self.model.leases[-1], None)
+        session.conn.execute("rollback")
+        session.tx.rollback()
+        session.tx = None
+        if again:
+            self.dequeue(session, n)
