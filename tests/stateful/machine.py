@@ -176,8 +176,16 @@ class Machine(RuleBasedStateMachine):
         return value(self.conn, query, *parameters)
 
     def usable(self, session: Session) -> list[Lease]:
-        """Leases that the session may settle without waiting for another one."""
-        return [x for x in self.model.leases if x.holder is None or x.holder is session.tx]
+        """Leases that the session may settle without waiting for another one, and with one possible answer."""
+        return [
+            x
+            for x in self.model.leases
+            if (x.holder is None or x.holder is session.tx) and x not in self.doubtful()
+        ]
+
+    def doubtful(self) -> list[Lease]:
+        """Which ran out, and which a transaction that is open may have taken back, or not."""
+        return [x for tx in self.others() for x in tx.perhaps]
 
     def is_blurred(self, session: Session, lease: Lease) -> bool:
         """Whether a held snapshot does not show what became of the lease: 40001 is right then."""
@@ -381,7 +389,13 @@ class Machine(RuleBasedStateMachine):
             acked = model.ack(tx, ack) if ack is not None else None
             before = [m for m in model.messages.values() if model.is_ready(m)]
             stale = [lease for lease in model.leases if model.ran_out(lease)]
-            again = [m for x in stale for m in x.left.values() if model.may_be_delivered(m)]
+            again = [
+                m
+                for x in stale
+                if x not in self.doubtful()
+                for m in x.left.values()
+                if model.may_be_delivered(m)
+            ]
             query = (
                 "select msg_id, receipt, attempt, extract(epoch from leased_until - clock_timestamp())::float8 / 60,"
                 " payload, headers from mq.dequeue('q', %s, visibility_timeout => %s, ack => %s)"
@@ -403,9 +417,8 @@ class Machine(RuleBasedStateMachine):
             if not rows and not begun and acked is None and self.must_deliver(session):
                 assert before == []
                 assert again == []
-            if stale and not begun:
-                for lease in stale:
-                    model.hold(tx, lease)  # perhaps it took them back
+            if not begun:
+                tx.perhaps += stale
             if rows:
                 tx.wrote = tx.claimed = True
                 messages = [model.messages[row[0]] for row in rows]

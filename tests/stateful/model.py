@@ -57,6 +57,7 @@ class Transaction:
         self.savepoints: list[int] = []
         self.sent: list[Message] = []
         self.extended: list[Lease] = []
+        self.perhaps: list[Lease] = []  # which ran out, and which it may have taken back
         self.wrote = False
         self.claimed = False  # has locks that others pass by
         self.settled = False
