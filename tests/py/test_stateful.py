@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.stateful import run_state_machine_as_test
 
+from stateful.cancelling import Cancelling
 from stateful.consuming import Consuming
 from stateful.machine import Machine
 from stateful.producing import Producing
@@ -33,7 +34,11 @@ class Core(Producing, Transactions, Upkeep):
     """What every queue does, with nothing but the defaults of enqueue."""
 
 
-MACHINES: dict[type[Machine], int] = {Calm: 5, Core: 22}
+class WithCancel(Core, Cancelling):
+    """Messages are taken back as well."""
+
+
+MACHINES: dict[type[Machine], int] = {Calm: 4, Core: 20, WithCancel: 8}
 """And how many examples `make test` tries: about a second each on an idle machine, 40 seconds in all."""
 
 

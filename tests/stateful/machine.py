@@ -314,7 +314,7 @@ class Machine(RuleBasedStateMachine):
         row = self.conn.execute(STATUS, (m.id,)).fetchone()
         assert row is not None
         if m.state in FORGOTTEN:
-            assert row[0] in ({"completed", None} if m.state == "completed" else {None})
+            assert row[0] in (None, *({m.state} - {"purged"}))
             return
         assert row[:2] == (self.model.shown(m), m.attempt)
         assert (row[2] or "") == (m.reason if m.state == "dead" else "")

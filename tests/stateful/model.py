@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-FORGOTTEN = ("completed", "purged")
+# Where the status may be null: their segment may be gone.
+FORGOTTEN = ("completed", "cancelled", "purged")
 
 
 @dataclass(eq=False)
 class Message:
-    """state: ready (deferred until it is due), leased, completed, dead, purged."""
+    """state: ready (deferred until it is due), leased, completed, cancelled, dead, purged."""
 
     id: int
     payload: Any
@@ -300,6 +301,9 @@ class Model:
         for lease in self.leases:
             lease.left, lease.lost, lease.changed = {}, True, self.step
         return self.purge(self.having("ready", "deferred", "leased"))
+
+    def cancel(self, m: Message) -> None:
+        m.state = "cancelled"
 
     def disturb(self) -> None:
         """From here on the order of what is ready now is free."""
