@@ -181,7 +181,9 @@ class Consuming(Machine):
         if how == "dequeue" and session in self.able():
             self.dequeue(session, 1, ack=lease)
             return
-        how = "ack" if how == "dequeue" else how
+        self.is_late(session, lease, "ack" if how == "dequeue" else how)
+
+    def is_late(self, session: Session, lease: Lease, how: str) -> None:
         with self.in_transaction(session), self.blurred(session, lease):
             with session.conn.transaction():
                 got = self.value(session, f"select mq.{how}('q', %s)", lease.receipt)

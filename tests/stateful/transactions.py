@@ -82,17 +82,19 @@ class Transactions(Consuming):
         who=WHO,
         n=MANY,
         acks=st.booleans(),
-        again=st.booleans(),
+        late=st.sampled_from(("ack", None, "nack", "extend")),
     )
-    def gives_up(self, who: int, n: int, acks: bool, again: bool) -> None:
-        """Dequeues and rolls back: what it leaves is a hole, or was never in a block; the next one may be given its place."""
+    def gives_up(self, who: int, n: int, acks: bool, late: str | None) -> None:
+        """Dequeues and rolls back: a hole, or a block that never was. Who is next may get its place, not its receipt."""
         session = self.pick(who, self.closed())
         session.conn.execute("begin")
         session.tx = Transaction(self.model.step)
-        if self.dequeue(session, n) and acks:
-            self.acks(session, self.model.leases[-1], None)
+        lease = self.model.leases[-1] if self.dequeue(session, n) else None
+        if lease is not None and acks:
+            self.acks(session, lease, None)
         session.conn.execute("rollback")
         session.tx.rollback()
         session.tx = None
-        if again:
+        if lease is not None and late is not None:
             self.dequeue(session, n)
+            self.is_late(session, lease, late)
