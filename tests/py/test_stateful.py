@@ -38,7 +38,7 @@ class WithCancel(Core, Cancelling):
     """Messages are taken back as well."""
 
 
-MACHINES: dict[type[Machine], int] = {Calm: 4, Core: 20, WithCancel: 8}
+MACHINES: dict[type[Machine], int] = {Calm: 3, Core: 17, WithCancel: 5}
 """And how many examples `make test` tries: about a second each on an idle machine, 40 seconds in all."""
 
 
