@@ -66,6 +66,8 @@ class AsyncClient:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -85,6 +87,8 @@ class AsyncClient:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 if_not_exists=if_not_exists,
             )
         )
@@ -106,6 +110,8 @@ class AsyncClient:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -124,6 +130,8 @@ class AsyncClient:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
             )
         )
 

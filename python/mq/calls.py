@@ -49,6 +49,7 @@ _RETRIES = {
     "retry_jitter": "double precision",
 }
 _RESULTS = {"result_retention": "interval"}
+_DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -62,8 +63,15 @@ _LEASE = {"queue": "text", "receipt": "text"}
 
 #: The arguments of each SQL function and their types, in the order of the contract.
 ARGUMENTS: Mapping[str, Mapping[str, str]] = {
-    "create_queue": {**_QUEUE, **_SETTINGS, "if_not_exists": "boolean", **_RETRIES, **_RESULTS},
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_RESULTS},
+    "create_queue": {
+        **_QUEUE,
+        **_SETTINGS,
+        "if_not_exists": "boolean",
+        **_RETRIES,
+        **_RESULTS,
+        **_DEPTH,
+    },
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_RESULTS, **_DEPTH},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,

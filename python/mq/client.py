@@ -69,6 +69,8 @@ class Client:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -84,6 +86,9 @@ class Client:
             retry_backoff_max: the longest such delay (default 1 hour).
             retry_delays: with 'list', the delay after each attempt, the last from then on.
             retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
+            max_depth: how many messages may wait, ready or delayed (default: any number).
+            overflow: what becomes of more: 'reject' (default) raises QueueFull, 'drop_oldest' and
+                'dead_letter' make room by removing the oldest that are ready.
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -110,6 +115,8 @@ class Client:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 if_not_exists=if_not_exists,
             )
         )
@@ -131,6 +138,8 @@ class Client:
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -153,6 +162,8 @@ class Client:
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
             )
         )
 

@@ -70,6 +70,16 @@ def _settings(function: F) -> F:
             type=click.FloatRange(0, 1),
             help="Share of a delay that chance may take off.",
         ),
+        click.option(
+            "--max-depth",
+            type=click.IntRange(0),
+            help="How many messages may wait; 0 for any number.",
+        ),
+        click.option(
+            "--overflow",
+            type=click.Choice(["reject", "drop_oldest", "dead_letter"]),
+            help="What becomes of more: they are refused, or the oldest make room.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(
@@ -151,6 +161,7 @@ _LISTED = (
     "visibility_timeout",
     "max_attempts",
     "retry_backoff",
+    "max_depth",
     "retention",
     "notify",
     "paused",
