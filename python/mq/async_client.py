@@ -69,6 +69,8 @@ class AsyncClient:
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -89,6 +91,8 @@ class AsyncClient:
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 if_not_exists=if_not_exists,
             )
         )
@@ -111,6 +115,8 @@ class AsyncClient:
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -130,6 +136,8 @@ class AsyncClient:
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
             )
         )
 

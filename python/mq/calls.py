@@ -52,6 +52,7 @@ _RETRIES = {
 }
 _AGEING = {"priority_ageing": "interval"}
 _RESULTS = {"result_retention": "interval"}
+_DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -72,8 +73,9 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_RETRIES,
         **_AGEING,
         **_RESULTS,
+        **_DEPTH,
     },
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS, **_DEPTH},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,

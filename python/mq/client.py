@@ -72,6 +72,8 @@ class Client:
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -89,6 +91,9 @@ class Client:
             retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
             priority_ageing: after each such time that its oldest message has waited, a priority counts
                 as one more (default: never; in `alter_queue` 0 means that).
+            max_depth: how many messages may wait, ready or delayed (default: any number).
+            overflow: what becomes of more: 'reject' (default) raises QueueFull, 'drop_oldest' and
+                'dead_letter' make room by removing the oldest that are ready.
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -116,6 +121,8 @@ class Client:
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 if_not_exists=if_not_exists,
             )
         )
@@ -138,6 +145,8 @@ class Client:
         retry_jitter: float | None = None,
         priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -161,6 +170,8 @@ class Client:
                 retry_jitter=retry_jitter,
                 priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
             )
         )
 

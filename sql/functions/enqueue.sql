@@ -36,6 +36,9 @@ begin
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
     v_extra := mq._extra(enqueue.ttl, v_due_at);
     perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null) where v_lane <> 0;
+    if q.max_depth is not null then
+        perform mq._admit(q.queue_id, 1);
+    end if;
     v_msg_id := nextval(q.msg_ids);
     if v_due_at is null then
         execute 'insert into mq.log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)
@@ -59,5 +62,5 @@ priority: 0 to 9, 9 is delivered first; default 4. Within a priority the oldest 
 ttl: if it is not delivered so long from now, it becomes a dead letter, with the reason ''expired'', and is never delivered; default null: it waits for ever.
 ordering_key, dedup_key: of later versions, null.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; 22004 null payload; 22023 a negative delay or both, no such priority, or a ttl that ends before the delay; 0A000 an option of a later version.
+Raises: MQ001 no such queue; MQ008 it is full; 22004 null payload; 22023 a negative delay or both, no such priority, or a ttl that ends before the delay; 0A000 an option of a later version, or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

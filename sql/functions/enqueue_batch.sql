@@ -32,7 +32,7 @@ begin
     end if;
     perform mq._check_options(ordering_key, dedup_key);
     v_lane := mq._lane_of(priority, ttl is null);
-    select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home into q from mq.queue as x where x.name = enqueue_batch.queue;
+    select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = enqueue_batch.queue;
     if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
     end if;
@@ -46,6 +46,9 @@ begin
         return;
     end if;
     perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, ttl is not null) where v_lane <> 0;
+    if q.max_depth is not null then
+        perform mq._admit(q.queue_id, v_count);
+    end if;
     if v_due_at is null then
         execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3, $4)'
             into a_ids using enqueue_batch.payloads, enqueue_batch.headers, v_lane, v_extra;
@@ -67,5 +70,5 @@ queue: its name.
 payloads: JSON values, none of them null. headers: as many, or null for none.
 delay, deliver_at and the other options: as for enqueue, for all of them.
 Returns: their msg_ids, in the order of payloads.
-Raises: MQ001 no such queue; 22004 a null payload; 22023 as many headers as payloads are needed, or a bad delay; 0A000 an option of a later version.
+Raises: MQ001 no such queue; MQ008 it is full, or would be; 22004 a null payload; 22023 as many headers as payloads are needed, or a bad delay; 0A000 an option of a later version, or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

@@ -715,3 +715,19 @@ def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
     assert dead.code == 1
     assert "bad" in dead.err
     assert cli("wait", "q", "3").code == 1
+
+
+def test_max_depth(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "short", "--max-depth", "1", "--overflow", "drop_oldest")
+    ok("queue", "alter", "short", "--overflow", "reject")
+    (shown,) = [one for one in ok("queue", "list", "--json").json if one["name"] == "short"]
+    assert (shown["settings"]["max_depth"], shown["settings"]["overflow"]) == (1, "reject")
+    assert "max depth" in ok("queue", "list").out
+    ok("enqueue", "short", "1")
+    said = cli("enqueue", "short", "2")
+    assert said.code == 1
+    assert "is full" in said.err
+    ok("queue", "alter", "short", "--max-depth", "0")
+    ok("enqueue", "short", "2")
+    assert cli("queue", "alter", "short", "--max-depth", "-1").code == 2
+    assert cli("queue", "alter", "short", "--overflow", "drop_oldest").code == 1

@@ -229,6 +229,23 @@ def test_priority_ageing(client: mq.Client) -> None:
         client.alter_queue("ageing", priority_ageing=-MINUTE)
 
 
+def test_a_full_queue(client: mq.Client) -> None:
+    client.create_queue("short", max_depth=2)
+    client.enqueue_batch("short", [1, 2])
+    with pytest.raises(mq.QueueFull, match="is full") as error:
+        client.enqueue("short", 3)
+    assert error.value.sqlstate == "MQ008"
+    assert error.value.hint is not None
+    client.alter_queue("short", overflow="dead_letter")
+    client.enqueue("short", 3)
+    assert [dead.reason for dead in client.dead_letters("short")] == ["overflow"]
+    client.alter_queue("short", max_depth=0)
+    (queue,) = [one for one in client.queues() if one.name == "short"]
+    assert (queue.settings["max_depth"], queue.settings["overflow"]) == (None, "reject")
+    with pytest.raises(mq.InvalidArgument, match="overflow"):
+        client.alter_queue("short", overflow="drop_oldest")
+
+
 def test_a_message_may_be_put_off(client: mq.Client, queue: str) -> None:
     client.enqueue(queue, 1)
     for _ in range(20):

@@ -36,6 +36,19 @@ def test_the_methods_are_the_same() -> None:
             assert inspect.signature(one) == inspect.signature(other), name
 
 
+def test_a_full_queue(database: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        await client.create_queue("short", max_depth=1)
+        await client.enqueue("short", 1)
+        with pytest.raises(mq.QueueFull):
+            await client.enqueue("short", 2)
+        await client.alter_queue("short", overflow="drop_oldest")
+        await client.enqueue("short", 2)
+        assert [one.payload for one in await client.dequeue("short", 9)] == [2]
+
+    run(database, test)
+
+
 def test_a_round_through_all_methods(database: str) -> None:
     async def test(client: mq.AsyncClient) -> None:
         hour = timedelta(hours=1)

@@ -3,6 +3,7 @@ select plan(17);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
+select mq.create_queue('errors.full', max_depth => 1);
 create function pg_temp.error(statement text, out state text, out message text, out hint text) language plpgsql as $$
 begin
     execute statement;
@@ -18,6 +19,7 @@ create temp table errors as
                             test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
+        (13, 'MQ008', $$ select mq.enqueue_batch('errors.full', '{1,2}') $$),
         (6, '0A000', $$ select mq.enqueue('errors', '1', dedup_key => 'k') $$),
         (7, '22004', $$ select mq.enqueue('errors', null) $$),
         (8, '22023', $$ select * from mq.dequeue('errors', 0) $$),

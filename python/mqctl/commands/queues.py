@@ -75,6 +75,16 @@ def _settings(function: F) -> F:
             type=DURATION,
             help="A priority counts as one more after each such time; 0: never.",
         ),
+        click.option(
+            "--max-depth",
+            type=click.IntRange(0),
+            help="How many messages may wait; 0 for any number.",
+        ),
+        click.option(
+            "--overflow",
+            type=click.Choice(["reject", "drop_oldest", "dead_letter"]),
+            help="What becomes of more: they are refused, or the oldest make room.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(
@@ -156,6 +166,7 @@ _LISTED = (
     "visibility_timeout",
     "max_attempts",
     "retry_backoff",
+    "max_depth",
     "retention",
     "notify",
     "paused",

@@ -15,10 +15,10 @@ begin
         perform mq._null_argument('payload');
     end if;
     for i in
-        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes
+        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes, count(*) as n
         from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home into q from mq.queue as x where x.name = i.queue;
+        select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = i.queue;
         if not mq._is_at_home(q.home) then
             perform mq._repair(q.queue_id);
         end if;
@@ -28,6 +28,9 @@ begin
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
         perform mq._use_lane(q.queue_id, q.register, q.lanes, u.lane) from unnest(i.lanes) as u (lane) where u.lane <> 0;
+        if q.max_depth is not null then
+            perform mq._admit(q.queue_id, i.n);
+        end if;
         execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers)'
             ' select nextval($1), mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
             using q.msg_ids, i.queue, v_now;

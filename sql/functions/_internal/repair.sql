@@ -99,7 +99,8 @@ begin
         perform setval(q.msg_ids, v_last);
     end if;
     perform mq._forget(q.queue_id) where q.retention = '0';
-    perform setval(q.notified, 1);
+    perform setval(q.notified, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
+    delete from mq.depth_mark as x where x.queue_id = q.queue_id;
     update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
     -- If this is rolled back, that stays: so the head is still the old one, both sets of what is deferred are read, and
     -- the home is none (_distrust_row): not the one that it was, either, for the data may go back there. Upkeep puts that right.

@@ -113,6 +113,7 @@ create or replace function mq._take_back(queue_id int, max_attempts int, taken m
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
+    v_count bigint;
 begin
     with t as materialized (
         select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
@@ -131,6 +132,11 @@ begin
                            else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken)
       into v_again
     from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
+    -- They wait again. Nobody refuses them, but new messages have less room.
+    v_count := cardinality(v_again) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
+    if v_count > 0 then
+        perform mq._enter(x.queue_id, v_count) from mq.queue as x where x.queue_id = _take_back.queue_id and x.max_depth is not null;
+    end if;
     return coalesce(v_again, '{}'::mq._taken[]);
 end $$;
 
