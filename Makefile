@@ -11,7 +11,7 @@ PY   := $(BIN)/python
 PIP  := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-sql test-py test-matrix test-perf test-faults test-mutants \
+.PHONY: help venv demo test test-sql test-py test-stateful test-matrix test-perf test-faults test-mutants \
         test-docker model lint format bench bench-full bench-targets bench-prototype soak clean
 
 help: ## this list
@@ -29,6 +29,9 @@ test-sql: $(VENV)/.installed ## pgTAP files (ARGS="--server debian tests/sql/ack
 
 test-py: $(VENV)/.installed ## pytest (ARGS="-k enqueue"; MQ_TEST_SERVER=debian)
 	@$(PY) -m pytest -q -n 2 --dist loadfile -m "not perf and not slow and not docker" $(ARGS)
+
+test-stateful: $(VENV)/.installed ## mq against a simple model of it, new examples each time (ARGS="-k Core --hypothesis-seed=7")
+	@MQ_STATEFUL_EXAMPLES=$${MQ_STATEFUL_EXAMPLES:-1000} $(PY) -m pytest -q tests/py/test_stateful.py --timeout 0 $(ARGS)
 
 test-matrix: $(VENV)/.installed ## pgTAP and the tests marked matrix on PostgreSQL 14 to 18
 	@$(PY) tests/run_matrix.py $(ARGS)

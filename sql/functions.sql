@@ -21,6 +21,7 @@
 \ir functions/_internal/sweep.sql
 \ir functions/_internal/redeliver.sql
 \ir functions/_internal/cancel.sql
+\ir functions/_internal/depth.sql
 \ir functions/_internal/segment.sql
 \ir functions/_internal/note.sql
 \ir functions/_internal/inspect.sql

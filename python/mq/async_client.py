@@ -22,8 +22,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 __all__ = ["AsyncClient"]
@@ -67,7 +67,10 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
@@ -87,7 +90,10 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
@@ -109,7 +115,10 @@ class AsyncClient:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
@@ -128,7 +137,10 @@ class AsyncClient:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 dedup_window=dedup_window,
             )
         )

@@ -27,8 +27,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 T = TypeVar("T")
@@ -50,8 +50,10 @@ _RETRIES = {
     "retry_delays": "interval[]",
     "retry_jitter": "double precision",
 }
+_AGEING = {"priority_ageing": "interval"}
 _DEDUP = {"dedup_window": "interval"}
 _RESULTS = {"result_retention": "interval"}
+_DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
     "delay": "interval",
     "deliver_at": "timestamptz",
@@ -71,10 +73,12 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_SETTINGS,
         "if_not_exists": "boolean",
         **_RETRIES,
+        **_AGEING,
         **_RESULTS,
+        **_DEPTH,
         **_DEDUP,
     },
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_RESULTS, **_DEDUP},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS, **_DEPTH, **_DEDUP},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
@@ -309,8 +313,8 @@ schedules = _messages("schedules", Schedule)
 run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, dedup_key) from stdin"
-COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "text")
+COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key) from stdin"
+COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4", "text")
 
 
 def copy_row(queue: str, item: object) -> Row:
@@ -321,6 +325,7 @@ def copy_row(queue: str, item: object) -> Row:
         Jsonb(message.payload),
         maybe_json(message.headers),
         message.deliver_at,
+        message.priority,
         message.dedup_key,
     )
 

@@ -22,8 +22,8 @@ from .message import (
     QueueInfo,
     QueueStats,
     Result,
-    SettledMessage,
     Schedule,
+    SettledMessage,
 )
 
 __all__ = ["Client"]
@@ -70,7 +70,10 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
@@ -87,6 +90,11 @@ class Client:
             retry_backoff_max: the longest such delay (default 1 hour).
             retry_delays: with 'list', the delay after each attempt, the last from then on.
             retry_jitter: the share of a delay that chance may take off, 0 to 1 (default 0.5).
+            priority_ageing: after each such time that its oldest message has waited, a priority counts
+                as one more (default: never; in `alter_queue` 0 means that).
+            max_depth: how many messages may wait, ready or delayed (default: any number).
+            overflow: what becomes of more: 'reject' (default) raises QueueFull, 'drop_oldest' and
+                'dead_letter' make room by removing the oldest that are ready.
             dedup_window: for how long a dedup_key is taken (default 5 minutes); zero: until its
                 message is settled.
             retention: how long settled messages are kept (default: not at all).
@@ -114,7 +122,10 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
@@ -136,7 +147,10 @@ class Client:
         retry_policy: str | None = None,
         retry_delays: Sequence[timedelta] | None = None,
         retry_jitter: float | None = None,
+        priority_ageing: timedelta | None = None,
         result_retention: timedelta | None = None,
+        max_depth: int | None = None,
+        overflow: str | None = None,
         dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
@@ -159,7 +173,10 @@ class Client:
                 retry_policy=retry_policy,
                 retry_delays=calls.maybe_list(retry_delays),
                 retry_jitter=retry_jitter,
+                priority_ageing=priority_ageing,
                 result_retention=result_retention,
+                max_depth=max_depth,
+                overflow=overflow,
                 dedup_window=dedup_window,
             )
         )
@@ -224,7 +241,7 @@ class Client:
             headers: what is not business, such as a type or a trace id.
             delay: not to be delivered before this time has passed.
             deliver_at: not to be delivered before this time (aware).
-            priority: higher goes first.
+            priority: 0 to 9; 9 goes first, 4 is the default.
             ordering_key: messages of one key are delivered one after the other.
             dedup_key: 1 to 512 bytes; while a message has it, no other is enqueued with it.
             ttl: worthless after this time.

@@ -26,6 +26,7 @@ __all__ = [
     "NotSupported",
     "PermissionDenied",
     "QueueExists",
+    "QueueFull",
     "QueueNotFound",
     "RetryTransaction",
     "ScheduleNotFound",
@@ -74,6 +75,10 @@ class QueueNotFound(Error):
 
 class QueueExists(Error):
     """MQ002: a queue of that name exists already."""
+
+
+class QueueFull(Error):
+    """MQ008: as many messages wait as max_depth allows; enqueue again later."""
 
 
 class LeaseLost(Error):
@@ -166,6 +171,7 @@ _BY_CODE: dict[str, type[Error]] = {
     "MQ003": LeaseLost,
     "MQ004": MalformedReceipt,
     "MQ007": TransactionTooLarge,
+    "MQ008": QueueFull,
     "MQ009": Duplicate,
     "MQ010": MessageDead,
     "MQ011": ScheduleNotFound,

@@ -33,6 +33,7 @@ class Message:
         headers: a mapping for what is not business, such as a type or a trace id.
         deliver_at: not before this time (aware); None: at once.
         queue: the queue to send it to; None: the one that `copy_in` was called with.
+        priority: 0 to 9; 9 goes first; None: 4.
         dedup_key: as in `Client.enqueue`; None: none.
     """
 
@@ -40,6 +41,7 @@ class Message:
     headers: dict[str, Any] | None = None
     deliver_at: datetime | None = None
     queue: str | None = None
+    priority: int | None = None
     dedup_key: str | None = None
 
 
@@ -114,8 +116,13 @@ class SettledMessage:
     history: Any
     payload: Any
     headers: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """What enqueues a message again and again (SQL: a row of `mq.schedules`).
+
+    Attributes:
         name: of the schedule.
         queue: where its messages go.
         cron: when, as a cron expression.
@@ -125,10 +132,14 @@ class Schedule:
         catch_up: what becomes of times that nobody was there for: one, all or none.
         next_at: when it is due next; in the past if nobody has been there to see to it.
         created_at: when it was made.
+    """
+
     name: str
     queue: str
     cron: str
     timezone: str
+    payload: Any
+    headers: Any
     catch_up: str
     next_at: datetime
     created_at: datetime
@@ -146,6 +157,7 @@ class PeekedMessage:
         due_at: when it becomes ready; None if it is.
         payload: the message.
         headers: what the producer added, or None.
+        priority: 0 to 9; 9 goes first.
     """
 
     msg_id: int
@@ -155,6 +167,7 @@ class PeekedMessage:
     due_at: datetime | None
     payload: Any
     headers: Any
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +182,7 @@ class MessageStatus:
         leased_until: when its lease ends; None if it is not leased.
         settled_at: when it was completed or given up; None if it was not.
         reason: why it was given back or given up; None if it was not.
+        priority: 0 to 9; 9 goes first.
         progress: what was reported last; None if nothing was, or JSON's null.
         result: what it was acknowledged with; None if there is none, or JSON's null.
     """
@@ -180,6 +194,7 @@ class MessageStatus:
     leased_until: datetime | None
     settled_at: datetime | None
     reason: str | None
+    priority: int
     progress: Any
     result: Any
 

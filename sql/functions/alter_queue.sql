@@ -14,15 +14,17 @@ create or replace function mq.alter_queue(
     retry_jitter float8 default null,
     priority_ageing interval default null,
     result_retention interval default null,
+    max_depth bigint default null,
+    overflow text default null,
     dedup_window interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
     q mq.queue;
 begin
-    -- _append_0 knows how it notifies. The lock comes before all others, as in drop_queue, and stays until this commits:
+    -- _append_0 knows how it notifies, and which queues have a max_depth. The lock comes before all others, as in drop_queue, and stays until this commits:
     -- nobody makes it from what was before.
-    if alter_queue.notify is not null then
+    if num_nonnulls(alter_queue.notify, alter_queue.max_depth) > 0 then
         perform mq._lock_generated('alter_queue');
     end if;
     -- One after the other: each begins with what the one before has left.
@@ -38,6 +40,9 @@ begin
     q.retry_delays := coalesce(alter_queue.retry_delays, case when coalesce(alter_queue.retry_policy, 'list') = 'list' then q.retry_delays end);
     q.retry_jitter := coalesce(alter_queue.retry_jitter, q.retry_jitter);
     q.priority_ageing := nullif(coalesce(alter_queue.priority_ageing, q.priority_ageing), '0');
+    q.max_depth := nullif(coalesce(alter_queue.max_depth, q.max_depth), 0);
+    -- Without a limit there is nothing to do about it.
+    q.overflow := coalesce(alter_queue.overflow, case when q.max_depth is null then 'reject' else q.overflow end);
     q.dedup_window := coalesce(alter_queue.dedup_window, q.dedup_window);
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.result_retention := coalesce(alter_queue.result_retention, q.result_retention);
@@ -55,6 +60,8 @@ begin
         retry_delays = q.retry_delays,
         retry_jitter = q.retry_jitter,
         priority_ageing = q.priority_ageing,
+        max_depth = q.max_depth,
+        overflow = q.overflow,
         dedup_window = q.dedup_window,
         retention = q.retention,
         result_retention = q.result_retention,
@@ -65,13 +72,18 @@ begin
     if not found then
         perform mq._queue_not_found(alter_queue.queue);
     end if;
-    if alter_queue.notify is not null then
+    if alter_queue.max_depth is not null then
+        -- There is no room, nor is any counted, until this commits; then by the new limit.
+        perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -11));
+        perform setval(format('mq.room_%s', q.queue_id)::regclass, 1);
+    end if;
+    if num_nonnulls(alter_queue.notify, alter_queue.max_depth) > 0 then
         perform mq._create_append();
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, interval) is
-'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
-queue, and the settings of create_queue; of priority_ageing 0 is none.
-Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify any queue; 0A000 a setting of a later version, or notify outside READ COMMITTED.
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval) is
+'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
+queue, and the settings of create_queue; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room.
+Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify or max_depth any queue; 0A000 a setting of a later version, or notify or max_depth outside READ COMMITTED.
 Role: mq_admin.';

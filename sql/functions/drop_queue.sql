@@ -21,6 +21,7 @@ begin
     perform mq._lock_tables(q.queue_id, true);
     delete from mq.subscription as x where x.queue_id = q.queue_id;
     delete from mq.segment as x where x.queue_id = q.queue_id;
+    delete from mq.depth_mark as x where x.queue_id = q.queue_id;
     delete from mq.slot as x where x.queue_id = q.queue_id;
     delete from mq.tally as x where x.queue_id = q.queue_id;
     delete from mq.dead_letter as x where x.queue_id = q.queue_id;
@@ -51,7 +52,7 @@ begin
         execute format('drop function %s cascade', v_routine);
     end loop;
     perform mq._create_dispatchers();
-    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s, mq.lanes_%1$s cascade', q.queue_id);
+    execute format('drop sequence mq.msg_id_%1$s, mq.notified_%1$s, mq.waiting_%1$s, mq.lanes_%1$s, mq.room_%1$s, mq.counted_%1$s cascade', q.queue_id);
     -- Every call reads the register as it looks up the queue, and keeps the lock that comes with it: so we waited for
     -- whoever is past that, and who waits for us there will read null, and say that there is no such queue. Were the
     -- register gone, they would get PostgreSQL's internal words. Upkeep removes it when nobody can know of it any more.

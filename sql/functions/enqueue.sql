@@ -41,15 +41,17 @@ begin
     v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending) = 0);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
     v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending);
-    if enqueue.dedup_key is null then
-        v_msg_id := nextval(q.msg_ids);
-    else
+    if enqueue.dedup_key is not null then
         e := mq._enter_key(q, enqueue.dedup_key, enqueue.on_duplicate);
         v_msg_id := e.msg_id;
         if not e.is_new then
             return v_msg_id;
         end if;
     end if;
+    if q.max_depth is not null then
+        perform mq._admit(q.queue_id, 1);
+    end if;
+    v_msg_id := coalesce(v_msg_id, nextval(q.msg_ids));
     perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null, v_ending is not null) where v_lane <> 0;
     if v_due_at is null then
         execute 'insert into mq.log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)
@@ -75,5 +77,5 @@ ordering_key: of later versions, null.
 dedup_key: 1 to 512 bytes. While a message has it, which is for the dedup_window of the queue, no other is enqueued with it; default null. Somebody else''s open transaction that enqueues the same key is waited for.
 on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises, ''replace'' cancels that message, if it waits, and enqueues this one in its place; default ''keep''. For replace read what cancel says.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an option of a later version, or ''replace'' not in READ COMMITTED.
+Raises: MQ001 no such queue; MQ008 it is full; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an option of a later version, or ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

@@ -40,7 +40,7 @@ begin
         return;
     end if;
     v_lane := mq._lane_of(priority, ttl is null);
-    select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home into q from mq.queue as x where x.name = enqueue_batch.queue;
+    select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = enqueue_batch.queue;
     if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
     end if;
@@ -54,6 +54,9 @@ begin
         return;
     end if;
     perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, ttl is not null) where v_lane <> 0;
+    if q.max_depth is not null then
+        perform mq._admit(q.queue_id, v_count);
+    end if;
     if v_due_at is null then
         execute 'select mq._append_batch_' || q.queue_id || '_' || (v_register & 65535) || '($1, $2, $3, $4)'
             into a_ids using enqueue_batch.payloads, enqueue_batch.headers, v_lane, v_extra;
@@ -76,5 +79,5 @@ payloads: JSON values, none of them null. headers: as many, or null for none.
 delay, deliver_at and the other options: as for enqueue, for all of them.
 dedup_keys: one for each payload, or null for none; equal ones make one message, the first, or with on_duplicate ''replace'' the last. dedup_key, the same for all, makes one of all.
 Returns: their msg_ids, in the order of payloads; where another message has the key, of that.
-Raises: MQ001 no such queue; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an option of a later version.
+Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an option of a later version, or ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

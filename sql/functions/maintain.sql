@@ -76,6 +76,11 @@ begin
                 return next (q.name, 'prepared', 'enqueue relies on what it knows of the queue')::mq.upkeep;
             end if;
 
+            if q.max_depth is not null then
+                perform mq._mark_depth(q.queue_id);
+                -- For who cannot count himself.
+                perform mq._recount(q.queue_id, 1);
+            end if;
             select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 10000) as x;
             if v_taken > 0 then
                 return next (q.name, 'swept', format('%s messages', v_taken))::mq.upkeep;

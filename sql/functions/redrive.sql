@@ -13,7 +13,8 @@ begin
     if redrive.max_messages < 0 then
         perform mq._invalid('max_messages', 'It is negative.', 'Leave it out for all.');
     end if;
-    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane) from (select distinct d.lane from mq.dead_letter as d where d.queue_id = q.queue_id) as x where t.queue_id <> q.queue_id;
+    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane) from (select distinct d.lane from mq.dead_letter as d where d.queue_id = q.queue_id) as x
+    where x.lane <> 0;
     -- A row that another redrive has is skipped: each dead letter comes back once.
     execute 'with chosen as (
             select d.queue_id, d.msg_id from mq.dead_letter as d
@@ -29,6 +30,10 @@ begin
         from (select * from gone order by msg_id) as g)
         select count(*) from gone'
         into v_count using q.queue_id, redrive.msg_ids, redrive.max_messages, case when t.queue_id <> q.queue_id then t.msg_ids end;
+    -- An administrator's act is not refused; but it uses up the room of others.
+    if t.max_depth is not null then
+        perform mq._enter(t.queue_id, v_count);
+    end if;
     if v_count > 0 then
         perform mq._notify(t.queue_id, t.name, t.notify, t.notified);
     end if;
@@ -40,5 +45,6 @@ comment on function mq.redrive(text, bigint[], text, int) is
 queue: where they are. msg_ids: which; default all.
 to_queue: where they go; default the same queue. max_messages: at most so many, the oldest death first.
 Returns: how many.
-Raises: MQ001 no such queue; 22023 a negative max_messages.
+They come whatever max_depth says; only new messages do not, then.
+Raises: MQ001 no such queue; 22023 a negative max_messages; 55P03 it is being counted for max_depth, for long.
 Role: mq_admin.';

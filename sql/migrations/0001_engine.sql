@@ -12,6 +12,8 @@ create table mq.queue (
     retry_delays       interval[],
     retry_jitter       float8 not null default 0.5,
     priority_ageing    interval,
+    max_depth          bigint,     -- null: as many as come
+    overflow           text not null default 'reject',
     dedup_window       interval not null default '5 minutes',
     retention          interval not null,
     result_retention   interval not null default '1 hour',
@@ -35,7 +37,9 @@ create table mq.queue (
     constraint queue_home_check check (home ~ '^[0-9]+[.]-?[0-9]+$'),
     constraint queue_notify_check check (notify in ('auto', 'always', 'never')),
     constraint queue_retry_check check (retry_policy in ('fixed', 'linear', 'exponential', 'list')
-                                        and (retry_policy = 'list') = (retry_delays is not null) and retry_jitter between 0 and 1)
+                                        and (retry_policy = 'list') = (retry_delays is not null) and retry_jitter between 0 and 1),
+    constraint queue_depth_check check (overflow in ('reject', 'drop_oldest', 'dead_letter') and max_depth > 0
+                                        and (overflow = 'reject' or max_depth is not null))
 );
 comment on table mq.queue is 'One row a queue: its settings, and the registers that say where its messages are.';
 
@@ -186,6 +190,19 @@ create table mq.timetable (
 );
 create index timetable_queue on mq.timetable (queue_id);
 comment on table mq.timetable is 'One row a schedule. When it is due next says a message that waits in its queue.';
+
+-- Where queues with max_depth count on from: so many rows were in a table, and so many of a log's in blocks, in a snapshot.
+create table mq.depth_mark (
+    queue_id  int not null,
+    file      oid not null,
+    lane      smallint not null,        -- of a log; -1: a deferral set
+    rows      bigint not null,
+    at        pg_snapshot not null,
+    block_no  bigint not null,
+    in_blocks bigint not null,
+    constraint depth_mark_pkey primary key (queue_id, file, lane, rows)
+);
+comment on table mq.depth_mark is 'How many rows a table had in a snapshot, so that what came since is all that is counted.';
 
 create type mq.delivery as (
     msg_id       bigint,

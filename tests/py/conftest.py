@@ -30,6 +30,8 @@ from support import template
 from support.server import Server
 from support.server import database as temporary_database
 
+pytest.register_assert_rewrite("stateful")
+
 Connect = Callable[..., psycopg.Connection]
 Background = Callable[..., "Future[Any]"]
 

@@ -690,6 +690,26 @@ def test_retry_policies(ok: Cli, cli: Cli) -> None:
     assert cli("queue", "alter", "hooks", "--retry-jitter", "2").code == 2
 
 
+def test_priorities(ok: Cli, cli: Cli) -> None:
+    def ageing() -> object:
+        shown = ok("queue", "show", "urgent", "--json").json
+        return shown.get("settings", shown)["priority_ageing"]
+
+    ok("queue", "create", "urgent", "--priority-ageing", "1h")
+    assert ageing() == "01:00:00"
+    ok("queue", "alter", "urgent", "--priority-ageing", "0")
+    assert ageing() is None
+    ok("enqueue", "urgent", "1", "--priority", "0")
+    ok("enqueue", "urgent", "2", "--priority", "9")
+    assert [row["priority"] for row in ok("peek", "urgent", "--json").json] == [0, 9]
+    assert "priority" in ok("peek", "urgent").out
+    assert ok("dequeue", "urgent", "-n", "2", "--json").json[0]["payload"] == 2
+    refused = cli("enqueue", "urgent", "3", "--priority", "10")
+    assert refused.code == 1
+    assert "priority" in refused.err
+    assert "9 first" in ok("enqueue", "--help").out
+
+
 def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
     ok("queue", "create", "q", "--result-retention", "2h")
     assert ok("queue", "show", "q", "--json").json["settings"]["result_retention"] == "02:00:00"
@@ -710,3 +730,19 @@ def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
     assert dead.code == 1
     assert "bad" in dead.err
     assert cli("wait", "q", "3").code == 1
+
+
+def test_max_depth(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "short", "--max-depth", "1", "--overflow", "drop_oldest")
+    ok("queue", "alter", "short", "--overflow", "reject")
+    (shown,) = [one for one in ok("queue", "list", "--json").json if one["name"] == "short"]
+    assert (shown["settings"]["max_depth"], shown["settings"]["overflow"]) == (1, "reject")
+    assert "max depth" in ok("queue", "list").out
+    ok("enqueue", "short", "1")
+    said = cli("enqueue", "short", "2")
+    assert said.code == 1
+    assert "is full" in said.err
+    ok("queue", "alter", "short", "--max-depth", "0")
+    ok("enqueue", "short", "2")
+    assert cli("queue", "alter", "short", "--max-depth", "-1").code == 2
+    assert cli("queue", "alter", "short", "--overflow", "drop_oldest").code == 1

@@ -209,6 +209,59 @@ def test_dedup_keys(client: mq.Client) -> None:
     assert queue.settings["dedup_window"] == "00:00:00"
 
 
+def test_priorities(client: mq.Client, queue: str) -> None:
+    low = client.enqueue(queue, "low", priority=0)
+    client.enqueue_batch(queue, ["high", "higher"], priority=8)
+    client.copy_in(queue, ["plain", mq.Message("highest", priority=9)])
+    status = client.message_status(queue, low)
+    assert status is not None
+    assert (status.state, status.priority) == ("ready", 0)
+    assert [m.priority for m in client.peek(queue)] == [0, 8, 8, 4, 9]
+    got = [client.dequeue(queue, 10) for _ in range(4)]
+    assert [[d.payload for d in some] for some in got] == [
+        ["highest"],
+        ["high", "higher"],
+        ["plain"],
+        ["low"],
+    ]
+    with pytest.raises(mq.InvalidArgument, match="priority"):
+        client.enqueue(queue, 1, priority=10)
+
+
+def test_priority_ageing(client: mq.Client) -> None:
+    client.create_queue("ageing", priority_ageing=MINUTE)
+
+    def setting() -> str | None:
+        (found,) = [one for one in client.queues() if one.name == "ageing"]
+        ageing: str | None = found.settings["priority_ageing"]
+        return ageing
+
+    assert setting() == "00:01:00"
+    client.alter_queue("ageing", max_attempts=7)
+    assert setting() == "00:01:00"
+    client.alter_queue("ageing", priority_ageing=timedelta(0))
+    assert setting() is None
+    with pytest.raises(mq.InvalidArgument, match="priority_ageing"):
+        client.alter_queue("ageing", priority_ageing=-MINUTE)
+
+
+def test_a_full_queue(client: mq.Client) -> None:
+    client.create_queue("short", max_depth=2)
+    client.enqueue_batch("short", [1, 2])
+    with pytest.raises(mq.QueueFull, match="is full") as error:
+        client.enqueue("short", 3)
+    assert error.value.sqlstate == "MQ008"
+    assert error.value.hint is not None
+    client.alter_queue("short", overflow="dead_letter")
+    client.enqueue("short", 3)
+    assert [dead.reason for dead in client.dead_letters("short")] == ["overflow"]
+    client.alter_queue("short", max_depth=0)
+    (queue,) = [one for one in client.queues() if one.name == "short"]
+    assert (queue.settings["max_depth"], queue.settings["overflow"]) == (None, "reject")
+    with pytest.raises(mq.InvalidArgument, match="overflow"):
+        client.alter_queue("short", overflow="drop_oldest")
+
+
 def test_a_message_may_be_put_off(client: mq.Client, queue: str) -> None:
     client.enqueue(queue, 1)
     for _ in range(20):

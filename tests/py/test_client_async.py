@@ -36,6 +36,19 @@ def test_the_methods_are_the_same() -> None:
             assert inspect.signature(one) == inspect.signature(other), name
 
 
+def test_a_full_queue(database: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        await client.create_queue("short", max_depth=1)
+        await client.enqueue("short", 1)
+        with pytest.raises(mq.QueueFull):
+            await client.enqueue("short", 2)
+        await client.alter_queue("short", overflow="drop_oldest")
+        await client.enqueue("short", 2)
+        assert [one.payload for one in await client.dequeue("short", 9)] == [2]
+
+    run(database, test)
+
+
 def test_a_round_through_all_methods(database: str) -> None:
     async def test(client: mq.AsyncClient) -> None:
         hour = timedelta(hours=1)
@@ -88,6 +101,23 @@ def test_a_round_through_all_methods(database: str) -> None:
         await client.drop_queue("q")
         with pytest.raises(mq.QueueNotFound):
             await client.enqueue("q", 1)
+
+    run(database, test)
+
+
+def test_priorities(database: str, queue: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        await client.alter_queue(queue, priority_ageing=timedelta(hours=1))
+        (found,) = [one for one in await client.queues() if one.name == queue]
+        assert found.settings["priority_ageing"] == "01:00:00"
+        low = await client.enqueue(queue, "low", priority=1)
+        await client.copy_in(queue, [mq.Message("high", priority=9)])
+        assert [m.priority for m in await client.peek(queue)] == [1, 9]
+        status = await client.message_status(queue, low)
+        assert status is not None
+        assert status.priority == 1
+        assert [d.payload for d in await client.dequeue(queue, 2)] == ["high"]
+        assert [d.payload for d in await client.dequeue(queue, 2)] == ["low"]
 
     run(database, test)
 

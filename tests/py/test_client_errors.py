@@ -45,6 +45,7 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("MQ003", mq.LeaseLost),
         ("MQ004", mq.MalformedReceipt),
         ("MQ007", mq.TransactionTooLarge),
+        ("MQ008", mq.QueueFull),
         ("MQ009", mq.Duplicate),
         ("MQ010", mq.MessageDead),
         ("MQ011", mq.ScheduleNotFound),

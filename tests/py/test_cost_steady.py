@@ -87,6 +87,12 @@ def all_deferred(conn: Connection) -> None:
     measure.fill(conn, 1000, delay="1 hour")
 
 
+def priorities_consumed(conn: Connection) -> None:
+    for priority in (0, 7, 9):
+        conn.execute("select mq.enqueue('q', '1', priority => %s)", (priority,))
+        measure.consume(conn, 1)
+
+
 def paused(conn: Connection) -> None:
     measure.fill(conn, 10)
     conn.execute("select mq.pause_queue('q')")
@@ -99,7 +105,7 @@ def rotated(conn: Connection) -> None:
 
 @pytest.mark.parametrize(
     "prepare",
-    [never_used, all_consumed, all_leased, all_deferred, paused, rotated],
+    [never_used, all_consumed, all_leased, all_deferred, priorities_consumed, paused, rotated],
     ids=lambda prepare: prepare.__name__,
 )
 def test_an_empty_poll_leaves_no_trace(

@@ -49,7 +49,8 @@ def is_free(conn: psycopg.Connection, key: str) -> bool:
         with conn.transaction(force_rollback=True):
             put(conn, key, on_duplicate="reject")
     except psycopg.DatabaseError as error:
-        assert error.sqlstate == "MQ009"
+        if error.sqlstate != "MQ009":
+            raise
         return False
     return True
 

@@ -280,13 +280,15 @@ def test_a_logical_copy_is_delivered_once(
     fill(conn, 5)
     lease(conn, 7)
     put(conn, "deferred", delay="1 hour")
+    conn.execute("select mq.enqueue('q', '\"urgent\"', priority => 9)")
     copy_schema(server, database, replica)
     copy_rows(conn, replica, "desc" if queue_comes == "first" else "asc")
     last = value(conn, "select enqueued_total from mq.queue_stats('q')")
-    assert sum(unsettled(conn)) == 1 + 9 + 5 + 1
+    assert sum(unsettled(conn)) == 1 + 9 + 5 + 1 + 1
 
-    assert unsettled(replica) == (15, 1, 0)
+    assert unsettled(replica) == (16, 1, 0)
     assert ack(replica, old) == 0
+    assert ack(replica, lease(replica)) == 1
     rows = take_rows(replica, 100)
     assert sorted(str(row[5]) for row in rows) == sorted(
         ["long lease", *map(str, range(2, 11)), *map(str, range(1, 6))]

@@ -35,7 +35,7 @@ REFUSED = (
     "mq.enqueue('q', %(p)s, %(h)s, priority => 1)",
     "mq.enqueue('q', %(p)s, %(h)s, ordering_key => 'x')",
     "mq.enqueue('q', %(p)s, %(h)s, dedup_key => '')",
-    "mq.enqueue('q', %(p)s, dedup_key => 'k') as a, mq.enqueue('q', %(p)s, %(h)s, dedup_key => 'k', on_duplicate => 'reject') as b",
+    "mq.enqueue('q', %(p)s, dedup_key => 'k') as a, mq.enqueue('q', %(p)s, dedup_key => 'k', on_duplicate => 'reject')",
     "mq.enqueue('q', %(p)s, %(h)s, ttl => '1 hour')",
     "mq.enqueue_batch('none', %(two)s, %(two)s)",
     "mq.enqueue_batch('q', %(two)s, %(one)s)",

@@ -1,4 +1,4 @@
-select plan(101);
+select plan(108);
 
 -- Within the window a key has one message.
 select test.forget('dedup');
@@ -209,6 +209,25 @@ select mq.alter_queue('dedup', dedup_window => '1 hour');
 select mq.enqueue('dedup', '"n"', dedup_key => 'n') as one \gset
 select mq.cancel('dedup', :one) \g /dev/null
 select is(pg_temp.free('n'), true, 'who is cancelled frees a key that has a window, too');
+
+-- A queue that has room for one.
+select mq.purge_queue('dedup') \g /dev/null
+select mq.alter_queue('dedup', dedup_window => '0', max_depth => 1, overflow => 'drop_oldest');
+select mq.enqueue('dedup', '1', dedup_key => 'one') as one \gset
+select is(mq.enqueue('dedup', '1', dedup_key => 'one'), :one::bigint, 'what adds nothing needs no room');
+select results_eq($$ select mq.enqueue_batch('dedup', '{1,1}', dedup_keys => '{one,one}') $$, array[:one, :one]::bigint[], 'in a batch, neither');
+select mq.enqueue('dedup', '2', dedup_key => 'two') \g /dev/null
+select results_eq($$ select payload from mq.peek('dedup') $$, array['2'::jsonb], 'what is new takes the place of the oldest');
+select is((pg_temp.free('one'), pg_temp.free('two'))::text, '(t,f)', 'whose key is free');
+select mq.alter_queue('dedup', overflow => 'reject');
+select throws_ok($$ select mq.enqueue('dedup', '3', dedup_key => 'three') $$, 'MQ008', null, 'or it is refused');
+select mq.alter_queue('dedup', max_depth => 0);
+select is(pg_temp.free('three'), true, 'and has no key');
+copy mq.inbox (queue, payload, dedup_key) from stdin;
+dedup	4	two
+dedup	5	four
+\.
+select results_eq($$ select payload from mq.peek('dedup') $$, $$ values ('2'::jsonb), ('5') $$, 'COPY keeps, too');
 
 -- What is over is forgotten, in time.
 select mq.purge_queue('dedup') \g /dev/null

@@ -1,5 +1,5 @@
 begin;
-select plan(21 + 4 * 32);
+select plan(21 + 4 * 36);
 
 -- Who may call what: the contract, row by row. An administrator may do all of it.
 create temp table allowed (name text, producer boolean, consumer boolean);

@@ -115,7 +115,6 @@ def by_type(server_version: int) -> dict[str, Text]:
         "text": WORDS,
         "double precision": FLOATS,
         "interval": intervals(server_version),
-        "interval[]": arrays(intervals(server_version), ["{0,null,0}", "{{0},{0}}"]),
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),

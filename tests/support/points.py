@@ -60,7 +60,7 @@ CALLS = {
 }
 NOT_YET = {"cancel"}  # refuses whatever it is given
 WAITS_FOR_NOBODY = {"version", "cron_next"}  # use no table
-MAIN = {"queue", "log_1_1", "settlement_1_2", "register_1"}  # where most calls come by
+MAIN = {"queue", "log_1_1", "settlement_1_2", "register_1", "timetable"}  # where calls come by
 
 
 def public(conn: psycopg.Connection) -> set[str]:

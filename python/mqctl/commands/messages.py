@@ -46,7 +46,7 @@ def register(root: Group) -> None:
 @click.option(
     "--deliver-at", metavar="TIMESTAMP", help="Deliver at this time, as in 2030-01-31 08:00+01."
 )
-@click.option("--priority", type=int, help="Higher is earlier.")
+@click.option("--priority", type=int, help="0 to 9, 9 first; default 4.")
 @click.option("--ordering-key", help="Messages of one key are delivered one after the other.")
 @click.option("--dedup-key", help="While a message has it, no other is enqueued with it.")
 @click.option(

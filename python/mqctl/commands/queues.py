@@ -71,6 +71,21 @@ def _settings(function: F) -> F:
             help="Share of a delay that chance may take off.",
         ),
         click.option(
+            "--priority-ageing",
+            type=DURATION,
+            help="A priority counts as one more after each such time; 0: never.",
+        ),
+        click.option(
+            "--max-depth",
+            type=click.IntRange(0),
+            help="How many messages may wait; 0 for any number.",
+        ),
+        click.option(
+            "--overflow",
+            type=click.Choice(["reject", "drop_oldest", "dead_letter"]),
+            help="What becomes of more: they are refused, or the oldest make room.",
+        ),
+        click.option(
             "--dedup-window",
             type=DURATION,
             help="How long a dedup key is taken; 0: until its message is settled.",
@@ -156,6 +171,7 @@ _LISTED = (
     "visibility_timeout",
     "max_attempts",
     "retry_backoff",
+    "max_depth",
     "retention",
     "notify",
     "paused",

@@ -138,6 +138,9 @@ declare
     v_register bigint;
 begin
     if true = any (e.are_new) then
+        if q.max_depth is not null then
+            perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
+        end if;
         perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, ttl is not null, x.has_key)
         from (select mq._lane_of(priority, ttl is null and not y.has_key) as lane, y.has_key
               from (select distinct c_ends and u.key is not null as has_key from unnest(dedup_keys) as u (key)) as y) as x

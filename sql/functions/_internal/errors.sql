@@ -76,6 +76,24 @@ begin
         hint = 'With on_duplicate => ''keep'' its msg_id is returned instead.';
 end $$;
 
+-- depth is null where nobody could count.
+create or replace function mq._queue_full(queue text, max_depth bigint, depth bigint, n bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ008',
+        message = pg_catalog.format('queue "%s" is full', _queue_full.queue),
+        detail = case
+            when _queue_full.n > _queue_full.max_depth then pg_catalog.format('%s messages at once are more than max_depth, %s.', _queue_full.n, _queue_full.max_depth)
+            when _queue_full.depth is null then 'The room that was last counted is used up, and it could not be counted anew: '
+                'others have enqueued and not yet committed, or this transaction is not READ COMMITTED.'
+            else pg_catalog.format('%s messages wait, %s more would come, and max_depth is %s.', _queue_full.depth, _queue_full.n, _queue_full.max_depth) end,
+        hint = case
+            when _queue_full.n > _queue_full.max_depth then 'Enqueue fewer at a time.'
+            when _queue_full.depth is null then 'Retry the transaction.'
+            else 'Retry when consumers have caught up; mq.alter_queue changes max_depth, and with overflow what is done.' end;
+end $$;
+
 create or replace function mq._message_dead(queue text, msg_id bigint, reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -18,7 +18,7 @@ begin
     end if;
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes,
-               count(r.dedup_key) > 0 as has_keys
+               count(r.dedup_key) > 0 as has_keys, count(*) as n
         from arrived as r group by r.queue order by r.queue
     loop
         select * into q from mq.queue as x where x.name = i.queue;
@@ -38,6 +38,9 @@ begin
             from (select distinct mq._lane_of(r.priority, false) as lane from arrived as r where r.queue = i.queue and r.dedup_key is not null) as x where v_ends;
             -- Rows come in the same order each time.
             e := mq._enter_keys(q, array(select r.dedup_key from arrived as r where r.queue = i.queue), 'keep');
+            if q.max_depth is not null then
+                perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
+            end if;
             for v_late in 0 .. 1 loop
                 execute 'insert into mq.'
                     || case v_late when 0 then 'log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers, extra)'
@@ -50,6 +53,9 @@ begin
             end loop;
             perform mq._notify(q.queue_id, i.queue, q.notify, q.notified) where true = any (e.are_new);
             continue;
+        end if;
+        if q.max_depth is not null then
+            perform mq._admit(q.queue_id, i.n);
         end if;
         execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers)'
             ' select nextval($1), mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'

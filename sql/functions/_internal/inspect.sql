@@ -153,7 +153,7 @@ begin
             from generate_series(0, cardinality(y.counts) - 1) as g
             where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = $1 and e.block_no = y.block_no and e.slice = g offset 0)
             limit 1) as f on true
-        where y.subscription = 1 and y.lane = $1 and y.block_no >= mq._current_{t}(1::smallint, $1)
+        where y.subscription = 1 and y.lane = $1 and y.block_no >= (select mq._current_{t}(1::smallint, $1))
         order by f.id is null, y.block_no * case when f.id is null then -1 else 1 end limit 1
         $x$, '{t}', _oldest_ready.queue_id || '_' || _oldest_ready.slot)
         into v_prev, v_cur, v_at_xid, v_at_id, v_xid, v_id, v_lane using _oldest_ready.lane;

@@ -37,12 +37,12 @@ end $$;
 create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false, has_key boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (has_ttl::int << 10) | (has_key::int << 12) end;
+    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (coalesce(has_ttl, false)::int << 10) | (coalesce(has_key, false)::int << 12) end;
 begin
     if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bits <> v_bits then
         perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bits);
     end if;
-    if v_bits is not null and not mq._has_lanes(pg_sequence_last_value(_use_lane.register)) then
+    if v_bits is not null and mq._has_lanes(pg_sequence_last_value(_use_lane.register)) is not true then      -- null: a copy that came without
         perform mq._write_register(_use_lane.queue_id, _use_lane.register, 0, 1::bigint << 31);
     end if;
 end $$;
@@ -99,20 +99,29 @@ end $$;
 create or replace function mq._take_by_priority(queue_id int, ageing interval, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_lane smallint;
-    v_slot int;
+    v_slot  int;
+    v_at    int;
+    a_lanes smallint[];
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
         where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
 begin
-    foreach v_lane in array mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots) loop
+    a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots);
+    loop
+        v_at := null;
+        foreach v_slot in array a_slots loop
+            execute 'select least($2, mq._first_ready_' || _take_by_priority.queue_id || '_' || v_slot || '(1::smallint, $1))'
+                into v_at using a_lanes, v_at;
+        end loop;
+        exit when v_at is null;
         foreach v_slot in array a_slots loop
             return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
-                using v_lane, _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
+                using a_lanes[v_at], _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
             if found then
                 return;
             end if;
         end loop;
+        a_lanes := a_lanes[v_at + 1:];      -- others have it
     end loop;
 end $$;

@@ -49,6 +49,13 @@ begin
     if q.segment_bytes < 65536 then
         perform mq._invalid('segment_bytes', format('%s is less than 65536.', q.segment_bytes), 'Give a number of bytes, such as 268435456.');
     end if;
+    if q.overflow not in ('reject', 'drop_oldest', 'dead_letter') then
+        perform mq._invalid('overflow', format('"%s" is not a policy.', left(q.overflow, 100)), 'Use ''reject'', ''drop_oldest'' or ''dead_letter''.');
+    elsif q.overflow <> 'reject' and q.max_depth is null then
+        perform mq._invalid('overflow', format('It is "%s", and there is no max_depth.', q.overflow), 'Give max_depth, too.');
+    elsif q.max_depth < 1 then
+        perform mq._invalid('max_depth', format('%s is less than 1.', q.max_depth), 'Give a number of messages, or none for no limit.');
+    end if;
     -- Delays are listed where the policy is to go by them, and nowhere else.
     if q.retry_policy = 'list' and q.retry_delays is null then
         perform mq._invalid('retry_policy', 'It is "list", and there are no retry_delays.', 'Give retry_delays, too.');
@@ -201,7 +208,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-                  and c.relname ~ ('^(register|msg_id|notified|waiting|lanes)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(register|msg_id|notified|waiting|lanes|room|counted)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
                 order by c.relname !~ '^register', c.oid
             loop
                 execute format('alter sequence mq.%I no cycle', v_table);

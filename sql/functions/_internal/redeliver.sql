@@ -26,7 +26,7 @@ declare
     v_fit    int;
     v_opened boolean := false;
 begin
-    again := array(select x from unnest(_redeliver.again) as x order by mq._priority_of(x.lane) desc, x.msg_id);
+    again := array(select x from unnest(_redeliver.again) as x order by mq._priority_of(x.lane) desc, x.lane, x.msg_id);
     v_lane := again[1].lane;
     v_fit := (select least(64 * _redeliver.n, count(*)) from unnest(again) as x where x.lane = v_lane);
     select * into q from mq.queue as x where x.name = _redeliver.queue;
@@ -37,7 +37,7 @@ begin
             execute replace(
                 'select exists (select from mq.block_{t} as b'
                 ' cross join lateral mq._gather_{t}(1::smallint, $3, b.block_no, null, false, $1, $2)'
-                ' where b.subscription = 1 and b.lane = $3 and b.block_no >= mq._current_{t}(1::smallint, $3))',
+                ' where b.subscription = 1 and b.lane = $3 and b.block_no >= (select mq._current_{t}(1::smallint, $3)))',
                 '{t}', q.queue_id || '_' || open_slot) into v_free using _redeliver.n, _redeliver.vt, v_lane;
             if not v_free then
                 execute 'select mq._open_' || q.queue_id || '_' || open_slot || '(1::smallint, $1, $2, false, true, $3, false)'

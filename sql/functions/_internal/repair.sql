@@ -81,7 +81,13 @@ begin
     -- Results stay. What else was noted is of leases that are void, and of numbers (note.no) that may be given out again.
     delete from mq.note as x where x.queue_id = q.queue_id and x.kind <> 'result';
 
-    -- Sequences are not copied by logical replication. A new message must not have the number, and so the result, of an old one.
+    -- Sequences are not copied by logical replication: neither which lanes there are, and what is in them, nor which numbers were
+    -- given. A new message must not have the number, and so the result, of an old one.
+    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl), bool_or(x.has_key))'
+                   ' from (select l.lane, l.extra ? ''e'' as has_ttl, l.extra ? ''d'' as has_key from mq.log_%1$s_%2$s as l'
+                   ' union all select d.lane, d.extra ? ''e'', d.extra ? ''d'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
+        using q.queue_id, q.register, q.lanes;
+    perform mq._use_cancel(q.queue_id, q.lanes) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
                    ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s),'
                    ' (select max(n.msg_id) from mq.note as n where n.queue_id = %1$s),'
@@ -93,7 +99,8 @@ begin
         perform setval(q.msg_ids, v_last);
     end if;
     perform mq._forget(q.queue_id) where q.retention = '0';
-    perform setval(q.notified, 1);
+    perform setval(q.notified, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
+    delete from mq.depth_mark as x where x.queue_id = q.queue_id;
     update mq.queue as x set home = mq._home() where x.queue_id = q.queue_id;
     -- If this is rolled back, that stays: so the head is still the old one, both sets of what is deferred are read, and
     -- the home is none (_distrust_row): not the one that it was, either, for the data may go back there. Upkeep puts that right.

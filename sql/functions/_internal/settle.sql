@@ -85,7 +85,7 @@ begin
     end if;
     if v_taken is null then
         perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);
-    elsif outcome = 'acked' and r.lane >= 10 and mq._ends_keys(_settle.queue_id) then
+    elsif outcome in ('acked', 'dropped') and r.lane >= 10 and mq._ends_keys(_settle.queue_id) then
         perform mq._release_keys(_settle.queue_id, array_agg(x.msg_id), array_agg(x.extra ->> 'd')) from unnest(v_taken) as x;
     end if;
     return coalesce(v_taken, '{}'::mq._taken[]);
@@ -118,6 +118,7 @@ declare
     v_again mq._taken[];
     a_ids   bigint[];       -- of those that end an entry of mq.dedup as they die
     a_keys  text[];
+    v_count bigint;
 begin
     with t as materialized (
         select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
@@ -139,6 +140,11 @@ begin
       into v_again, a_ids, a_keys
     from t;
     perform mq._release_keys(_take_back.queue_id, a_ids, a_keys) where a_ids is not null;
+    -- They wait again. Nobody refuses them, but new messages have less room.
+    v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
+    if v_count > 0 then
+        perform mq._enter(x.queue_id, v_count) from mq.queue as x where x.queue_id = _take_back.queue_id and x.max_depth is not null;
+    end if;
     return coalesce(v_again, '{}'::mq._taken[]);
 end $$;
 

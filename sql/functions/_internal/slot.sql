@@ -129,7 +129,8 @@ begin
                             and strpos(p.prosrc, format('mq.log_%s_%s ', d.queue_id, d.slot)) > 0));
 end $$;
 
--- _append_0: the first part of enqueue, by the name of the queue. Null: it does not know it, or not well enough.
+-- _append_0: the first part of enqueue, by the name of the queue. Null: it does not know it, or not well enough, or the queue
+-- has a max_depth, for which the long way looks.
 create or replace function mq._create_append() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
@@ -140,7 +141,7 @@ begin
     into v_names, v_bodies
     from (select q.name, mq._template_append(q.queue_id, q.home, q.notify, array_agg(d.slot order by d.slot)) as body
           from mq._dispatched() as d
-          join mq.queue as q on q.queue_id = d.queue_id
+          join mq.queue as q on q.queue_id = d.queue_id and q.max_depth is null
           group by q.queue_id) as x;
     execute replace($x$
         create or replace function mq._append_0(p_queue text, p_payload jsonb, p_headers jsonb) returns bigint

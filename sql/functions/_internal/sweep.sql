@@ -110,16 +110,14 @@ create or replace function mq._is_stale(queue_id int, open_slot int) returns boo
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
-    v_lane  smallint;
     v_stale boolean;
 begin
-    for v_slot, v_lane in
-        select x, u.lane from mq._live_slots(_is_stale.queue_id) as x cross join unnest(mq._lanes(_is_stale.queue_id)) as u (lane)
-    loop
-        execute 'select exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, $1, 4096))'
+    for v_slot in select x from mq._live_slots(_is_stale.queue_id) as x loop
+        execute 'select exists (select from unnest($1) as u (lane)'
+            ' where exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, u.lane, 4096))'
             || case when v_slot <> _is_stale.open_slot
-                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, $1) is not null' else '' end
-            into v_stale using v_lane;
+                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, u.lane) is not null' else '' end || ')'
+            into v_stale using mq._lanes(_is_stale.queue_id);
         if v_stale then
             return true;
         end if;

@@ -40,7 +40,7 @@ begin
               and (s.final or s.leased_until >= v_now) offset 0);
 end $$;
 
--- The block that the next ticket is of. In older ones, what nobody leased is a hole; newer ones were opened ahead.
+-- The block that the next ticket is of. Where a scan of blocks begins at it, in a (select …): once, not for each row. In older ones, what nobody leased is a hole; newer ones were opened ahead.
 create or replace function mq._current_{t}(p_sub smallint, p_lane smallint) returns bigint
 language plpgsql as $$
 begin
@@ -65,7 +65,8 @@ begin
         select z.block_no, z.counts
         from (select unnest(b.laggards) as block_no union all select generate_series(b.low_block, least(b.block_no - 1, b.low_block + 63))) as y
         cross join lateral (
-            select x.block_no, x.counts from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = y.block_no) as z
+            -- each looked up by its key: offset 0 keeps the planner from joining with all blocks
+            select x.block_no, x.counts from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = y.block_no offset 0) as z
         where cardinality(z.counts) > (
             select count(*) from mq.lease_{t} as e
             where e.subscription = p_sub and e.lane = p_lane and e.block_no = y.block_no and e.rest = 0)

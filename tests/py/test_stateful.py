@@ -1,0 +1,79 @@
+"""mq against a model of it, see stateful/: what any sequence of calls leaves is what the model says.
+
+In `make test` the same few examples each time. `make test-stateful` looks for new ones, MQ_STATEFUL_EXAMPLES (default
+1000) of each machine; ARGS="--hypothesis-seed=7" says which. With MQ_STATEFUL_AS_FOUND a failure is not made shorter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis.stateful import run_state_machine_as_test
+
+from stateful.cancelling import Cancelling
+from stateful.consuming import Consuming
+from stateful.machine import Machine
+from stateful.producing import Producing
+from stateful.transactions import Transactions
+from stateful.upkeep import Upkeep
+from support import race
+
+database = race.database
+
+
+class Calm(Producing, Consuming):
+    """Without failures: every call commits by itself, and the order is known."""
+
+
+class Core(Producing, Transactions, Upkeep):
+    """What every queue does, with nothing but the defaults of enqueue."""
+
+
+class WithCancel(Core, Cancelling):
+    """Messages are taken back as well."""
+
+
+MACHINES: dict[type[Machine], int] = {Calm: 3, Core: 17, WithCancel: 5}
+"""And how many examples `make test` tries: about a second each on an idle machine, 40 seconds in all."""
+
+
+# Without explain: it runs a failure a hundred times more.
+PHASES = [Phase.generate] + [Phase.shrink] * ("MQ_STATEFUL_AS_FOUND" not in os.environ)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[None]:
+    """What hypothesis keeps does not go into the tree."""
+    set_hypothesis_home_dir(tmp_path)
+    yield
+    set_hypothesis_home_dir(None)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.__name__)
+def test_it_is_as_the_model_says(
+    machine: type[Machine], database: str, request: pytest.FixtureRequest
+) -> None:
+    """A failure prints the calls that lead to it, as few as hypothesis finds."""
+    many = os.environ.get("MQ_STATEFUL_EXAMPLES")
+    seed = request.config.getoption("--hypothesis-seed")
+    machine.dsn = database
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=int(many) if many else MACHINES[machine],
+            stateful_step_count=60,
+            derandomize=not many and seed is None,
+            database=None,
+            deadline=None,
+            print_blob=False,
+            phases=PHASES,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
