@@ -457,7 +457,7 @@ def test_time_to_live(client: mq.Client, queue: str) -> None:
 
 def test_what_is_not_supported_says_so(client: mq.Client, queue: str) -> None:
     with pytest.raises(mq.NotSupported) as caught:
-        client.enqueue(queue, 1, dedup_key="k")
+        client.enqueue(queue, 1, ordering_key="k")
     assert caught.value.hint
 
 
