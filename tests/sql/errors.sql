@@ -1,5 +1,5 @@
 begin;
-select plan(17);
+select plan(18);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
