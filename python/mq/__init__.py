@@ -7,6 +7,7 @@ from .client import Client
 from .consumer import AsyncConsumer, Consumer
 from .errors import (
     ConnectionLost,
+    Duplicate,
     Error,
     InstallationError,
     InvalidArgument,
@@ -50,6 +51,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Delivery",
+    "Duplicate",
     "Error",
     "InstallationError",
     "InvalidArgument",

@@ -71,6 +71,7 @@ class AsyncClient:
         result_retention: timedelta | None = None,
         max_depth: int | None = None,
         overflow: str | None = None,
+        dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -93,6 +94,7 @@ class AsyncClient:
                 result_retention=result_retention,
                 max_depth=max_depth,
                 overflow=overflow,
+                dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
         )
@@ -117,6 +119,7 @@ class AsyncClient:
         result_retention: timedelta | None = None,
         max_depth: int | None = None,
         overflow: str | None = None,
+        dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -138,6 +141,7 @@ class AsyncClient:
                 result_retention=result_retention,
                 max_depth=max_depth,
                 overflow=overflow,
+                dedup_window=dedup_window,
             )
         )
 
@@ -175,6 +179,7 @@ class AsyncClient:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
     ) -> int:
         """Send a message, which exists once the caller's transaction commits: `mq.enqueue`."""
         return await self.call(
@@ -188,6 +193,7 @@ class AsyncClient:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
             )
         )
 
@@ -203,6 +209,8 @@ class AsyncClient:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
+        dedup_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`."""
         return await self.call(
@@ -216,6 +224,8 @@ class AsyncClient:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
+                dedup_keys=calls.maybe_list(dedup_keys),
             )
         )
 

@@ -51,6 +51,7 @@ _RETRIES = {
     "retry_jitter": "double precision",
 }
 _AGEING = {"priority_ageing": "interval"}
+_DEDUP = {"dedup_window": "interval"}
 _RESULTS = {"result_retention": "interval"}
 _DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
@@ -60,6 +61,7 @@ _OPTIONS = {
     "ordering_key": "text",
     "dedup_key": "text",
     "ttl": "interval",
+    "on_duplicate": "text",
 }
 _QUEUE = {"queue": "text"}
 _LEASE = {"queue": "text", "receipt": "text"}
@@ -74,15 +76,22 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_AGEING,
         **_RESULTS,
         **_DEPTH,
+        **_DEDUP,
     },
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS, **_DEPTH},
+    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS, **_DEPTH, **_DEDUP},
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
     "resume_queue": _QUEUE,
     "queues": {},
     "enqueue": {**_QUEUE, "payload": "jsonb", "headers": "jsonb", **_OPTIONS},
-    "enqueue_batch": {**_QUEUE, "payloads": "jsonb[]", "headers": "jsonb[]", **_OPTIONS},
+    "enqueue_batch": {
+        **_QUEUE,
+        "payloads": "jsonb[]",
+        "headers": "jsonb[]",
+        **_OPTIONS,
+        "dedup_keys": "text[]",
+    },
     "dequeue": {
         **_QUEUE,
         "n": "int",
@@ -304,8 +313,8 @@ schedules = _messages("schedules", Schedule)
 run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority) from stdin"
-COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4")
+COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key) from stdin"
+COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4", "text")
 
 
 def copy_row(queue: str, item: object) -> Row:
@@ -317,6 +326,7 @@ def copy_row(queue: str, item: object) -> Row:
         maybe_json(message.headers),
         message.deliver_at,
         message.priority,
+        message.dedup_key,
     )
 
 

@@ -74,6 +74,7 @@ class Client:
         result_retention: timedelta | None = None,
         max_depth: int | None = None,
         overflow: str | None = None,
+        dedup_window: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -94,6 +95,8 @@ class Client:
             max_depth: how many messages may wait, ready or delayed (default: any number).
             overflow: what becomes of more: 'reject' (default) raises QueueFull, 'drop_oldest' and
                 'dead_letter' make room by removing the oldest that are ready.
+            dedup_window: for how long a dedup_key is taken (default 5 minutes); zero: until its
+                message is settled.
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -123,6 +126,7 @@ class Client:
                 result_retention=result_retention,
                 max_depth=max_depth,
                 overflow=overflow,
+                dedup_window=dedup_window,
                 if_not_exists=if_not_exists,
             )
         )
@@ -147,6 +151,7 @@ class Client:
         result_retention: timedelta | None = None,
         max_depth: int | None = None,
         overflow: str | None = None,
+        dedup_window: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -172,6 +177,7 @@ class Client:
                 result_retention=result_retention,
                 max_depth=max_depth,
                 overflow=overflow,
+                dedup_window=dedup_window,
             )
         )
 
@@ -225,6 +231,7 @@ class Client:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
     ) -> int:
         """Send a message, which exists once the caller's transaction commits: `mq.enqueue`.
 
@@ -236,14 +243,16 @@ class Client:
             deliver_at: not to be delivered before this time (aware).
             priority: 0 to 9; 9 goes first, 4 is the default.
             ordering_key: messages of one key are delivered one after the other.
-            dedup_key: a second message with this key is not enqueued.
+            dedup_key: 1 to 512 bytes; while a message has it, no other is enqueued with it.
             ttl: worthless after this time.
+            on_duplicate: what to do where a message has the dedup_key: 'keep' (default) it, 'reject'
+                this one, or 'replace' it if it waits.
 
         Returns:
-            The msg_id.
+            The msg_id; with 'keep' perhaps that of the message which has the dedup_key.
 
         Raises:
-            QueueNotFound, InvalidArgument, NotSupported.
+            QueueNotFound, InvalidArgument, NotSupported, Duplicate.
         """
         return self.call(
             calls.enqueue(
@@ -256,6 +265,7 @@ class Client:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
             )
         )
 
@@ -271,17 +281,20 @@ class Client:
         ordering_key: str | None = None,
         dedup_key: str | None = None,
         ttl: timedelta | None = None,
+        on_duplicate: str | None = None,
+        dedup_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`.
 
         `headers`, if given, has one entry (or None) for each payload; the other options, as in
-        `enqueue`, hold for all.
+        `enqueue`, hold for all. `dedup_keys` has one key (or None) for each payload; of equal keys
+        the first one counts, or with ``on_duplicate='replace'`` the last.
 
         Returns:
             The msg_ids, in the order of the payloads.
 
         Raises:
-            QueueNotFound, InvalidArgument, NotSupported.
+            QueueNotFound, InvalidArgument, NotSupported, Duplicate.
         """
         return self.call(
             calls.enqueue_batch(
@@ -294,6 +307,8 @@ class Client:
                 ordering_key=ordering_key,
                 dedup_key=dedup_key,
                 ttl=ttl,
+                on_duplicate=on_duplicate,
+                dedup_keys=calls.maybe_list(dedup_keys),
             )
         )
 

@@ -6,6 +6,7 @@ reachable as ``__cause__``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import psycopg
 
 __all__ = [
     "ConnectionLost",
+    "Duplicate",
     "Error",
     "InstallationError",
     "InvalidArgument",
@@ -99,6 +101,16 @@ class TransactionTooLarge(Error):
     """MQ007: one transaction dequeued too often; commit, and go on in a new one."""
 
 
+class Duplicate(Error):
+    """MQ009: a message has this dedup_key already, and the call was to be refused then."""
+
+    @property
+    def msg_id(self) -> int | None:
+        """That message, as DETAIL names it."""
+        found = re.search(r"\d+", self.detail or "")
+        return int(found[0]) if found else None
+
+
 class ScheduleNotFound(Error):
     """MQ011: there is no schedule of that name."""
 
@@ -160,6 +172,7 @@ _BY_CODE: dict[str, type[Error]] = {
     "MQ004": MalformedReceipt,
     "MQ007": TransactionTooLarge,
     "MQ008": QueueFull,
+    "MQ009": Duplicate,
     "MQ010": MessageDead,
     "MQ011": ScheduleNotFound,
     "3F000": InstallationError,  # no schema mq

@@ -15,7 +15,8 @@ create or replace function mq.alter_queue(
     priority_ageing interval default null,
     result_retention interval default null,
     max_depth bigint default null,
-    overflow text default null
+    overflow text default null,
+    dedup_window interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -42,6 +43,7 @@ begin
     q.max_depth := nullif(coalesce(alter_queue.max_depth, q.max_depth), 0);
     -- Without a limit there is nothing to do about it.
     q.overflow := coalesce(alter_queue.overflow, case when q.max_depth is null then 'reject' else q.overflow end);
+    q.dedup_window := coalesce(alter_queue.dedup_window, q.dedup_window);
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.result_retention := coalesce(alter_queue.result_retention, q.result_retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
@@ -60,6 +62,7 @@ begin
         priority_ageing = q.priority_ageing,
         max_depth = q.max_depth,
         overflow = q.overflow,
+        dedup_window = q.dedup_window,
         retention = q.retention,
         result_retention = q.result_retention,
         notify = q.notify,
@@ -79,8 +82,8 @@ begin
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text) is
-'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline.
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval) is
+'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
 queue, and the settings of create_queue; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify or max_depth any queue; 0A000 a setting of a later version, or notify or max_depth outside READ COMMITTED.
 Role: mq_admin.';

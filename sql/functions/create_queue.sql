@@ -16,7 +16,8 @@ create or replace function mq.create_queue(
     priority_ageing interval default null,
     result_retention interval default '1 hour',
     max_depth bigint default null,
-    overflow text default 'reject'
+    overflow text default 'reject',
+    dedup_window interval default '5 minutes'
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -27,7 +28,7 @@ begin
                             'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
     end if;
     if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists,
-                 retry_policy, retry_jitter, result_retention, overflow) > 0 then
+                 retry_policy, retry_jitter, result_retention, overflow, dedup_window) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
     q.name := create_queue.queue;
@@ -42,6 +43,7 @@ begin
     q.priority_ageing := nullif(create_queue.priority_ageing, '0');
     q.max_depth := create_queue.max_depth;
     q.overflow := create_queue.overflow;
+    q.dedup_window := create_queue.dedup_window;
     q.retention := create_queue.retention;
     q.result_retention := create_queue.result_retention;
     q.notify := create_queue.notify;
@@ -90,7 +92,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease''.
@@ -103,6 +105,7 @@ retry_jitter: the share of the wait, 0 to 1, of which as much is taken off as ch
 priority_ageing: by how much the oldest message of a priority must wait to be one priority higher, so that nothing starves; default null: never.
 max_depth: how many messages may wait, ready or delayed; default any number. What comes back to be tried again always may.
 overflow: what is done with a new message for which there is no room: ''reject'' it (MQ008; default), or make room by removing the oldest that are ready: ''drop_oldest'', or ''dead_letter'' (reason "overflow").
+dedup_window: for how long a dedup_key is taken, from when its first message was enqueued; 0: until that message is settled; default 5 minutes.
 retention: how long maintain() keeps what is settled, for rewind and history; default 0, not at all. Kept segments hold a slot each: segment_age is best a twentieth of it or more.
 result_retention: how long results and progress are kept, at least; default 1 hour.
 notify: auto (wake consumers that wait), always, never.

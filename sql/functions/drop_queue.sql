@@ -26,6 +26,7 @@ begin
     delete from mq.tally as x where x.queue_id = q.queue_id;
     delete from mq.dead_letter as x where x.queue_id = q.queue_id;
     delete from mq.cancelled as x where x.queue_id = q.queue_id;
+    delete from mq.dedup as x where x.queue_id = q.queue_id;
     delete from mq.note as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     delete from mq.kept as x where x.queue_id = q.queue_id;

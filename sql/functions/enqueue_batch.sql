@@ -7,7 +7,9 @@ create or replace function mq.enqueue_batch(
     priority int default null,
     ordering_key text default null,
     dedup_key text default null,
-    ttl interval default null
+    ttl interval default null,
+    on_duplicate text default null,
+    dedup_keys text[] default null
 ) returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -30,7 +32,13 @@ begin
         perform mq._invalid('headers', format('%s headers for %s payloads.', cardinality(enqueue_batch.headers), v_count),
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
-    perform mq._check_options(ordering_key, dedup_key);
+    perform mq._check_options(ordering_key);
+    perform mq._check_dedup(num_nonnulls(dedup_key, dedup_keys) > 0, on_duplicate);
+    if num_nonnulls(dedup_key, dedup_keys) > 0 then
+        return query select mq._enqueue_once(mq._queue(enqueue_batch.queue), payloads, headers, mq._due_at(delay, deliver_at), priority, ttl,
+                                             mq._keys_of_batch(v_count, dedup_key, dedup_keys), on_duplicate);
+        return;
+    end if;
     v_lane := mq._lane_of(priority, ttl is null);
     select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = enqueue_batch.queue;
     if not mq._is_at_home(q.home) then
@@ -41,7 +49,7 @@ begin
         perform mq._queue_not_found(enqueue_batch.queue);
     end if;
     v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
-    v_extra := mq._extra(ttl, v_due_at);
+    v_extra := mq._extra(ttl, v_due_at, null);
     if v_count = 0 then
         return;
     end if;
@@ -64,11 +72,12 @@ begin
     perform mq._notify(q.queue_id, enqueue_batch.queue, q.notify, q.notified);
 end $$;
 
-comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text, text, interval) is
+comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text, text, interval, text, text[]) is
 'Puts many messages into a queue: all of them or, when anything is wrong, none.
 queue: its name.
 payloads: JSON values, none of them null. headers: as many, or null for none.
 delay, deliver_at and the other options: as for enqueue, for all of them.
-Returns: their msg_ids, in the order of payloads.
-Raises: MQ001 no such queue; MQ008 it is full, or would be; 22004 a null payload; 22023 as many headers as payloads are needed, or a bad delay; 0A000 an option of a later version, or an overflow that removes others outside READ COMMITTED.
+dedup_keys: one for each payload, or null for none; equal ones make one message, the first, or with on_duplicate ''replace'' the last. dedup_key, the same for all, makes one of all.
+Returns: their msg_ids, in the order of payloads; where another message has the key, of that.
+Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an option of a later version, or ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

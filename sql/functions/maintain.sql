@@ -90,6 +90,10 @@ begin
                 perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
             end if;
 
+            v_taken := mq._forget_keys(q.queue_id);
+            if v_taken > 0 then
+                return next (q.name, 'forgot', format('%s dedup keys that are over', v_taken))::mq.upkeep;
+            end if;
             if mq._wants_rotation(q.queue_id) and mq._rotate(q.queue_id) then
                 return next (q.name, 'rotated', format('segment %s is open', (select max(x.segment) from mq.segment as x where x.queue_id = q.queue_id)))::mq.upkeep;
             end if;

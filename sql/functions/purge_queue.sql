@@ -23,6 +23,7 @@ begin
     execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())', q.queue_id) into v_count;
     v_sum := v_sum + v_count;
     delete from mq.cancelled as x where x.queue_id = q.queue_id;
+    delete from mq.dedup as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     get diagnostics v_count = row_count;
     v_sum := v_sum + v_count;
@@ -42,7 +43,7 @@ begin
 end $$;
 
 comment on function mq.purge_queue(text) is
-'Removes all messages of a queue, leased and delayed ones too, and what was kept of those that are done; dead letters stay, and schedules go on with the next time. Waits up to 10 seconds for transactions that use it.
+'Removes all messages of a queue, leased and delayed ones too, and what was kept of those that are done; dead letters stay, dedup keys are free, and schedules go on with the next time. Waits up to 10 seconds for transactions that use it.
 queue: its name.
 Returns: how many messages were not settled yet.
 Raises: MQ001 no such queue; 55P03 it stayed in use, nothing was removed; 0A000 not in READ COMMITTED.

@@ -14,6 +14,7 @@ create table mq.queue (
     priority_ageing    interval,
     max_depth          bigint,     -- null: as many as come
     overflow           text not null default 'reject',
+    dedup_window       interval not null default '5 minutes',
     retention          interval not null,
     result_retention   interval not null default '1 hour',
     notify             text not null,
@@ -119,6 +120,18 @@ create table mq.survivor (
 );
 comment on table mq.survivor is 'Messages under leases that outlived their segment; few, and settled in place.';
 
+-- Append only; the newest row of a key is its state. See _internal/dedup.sql.
+create table mq.dedup (
+    queue_id  int not null,
+    dedup_key text collate "C" not null,
+    no        int not null,
+    msg_id    bigint,                   -- null: the entry before ended with its message
+    until     timestamptz not null,     -- infinity: until its message is settled
+    constraint dedup_pkey primary key (queue_id, dedup_key, no)
+);
+create index dedup_until on mq.dedup (queue_id, until);
+comment on table mq.dedup is 'Which message has a deduplication key, and until when.';
+
 -- Only appended, and deleted in bulk: the newest one of a kind is what holds.
 create table mq.note (
     queue_id int not null,
@@ -208,9 +221,10 @@ create unlogged table mq.inbox (
     payload    jsonb,
     headers    jsonb,
     deliver_at timestamptz,
-    priority   int
+    priority   int,
+    dedup_key  text
 ) with (autovacuum_enabled = false);
-comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at, priority) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
+comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
 
 -- A message on its way from one place to the next: taken from a lease, to be delivered again or buried.
 create type mq._taken as (

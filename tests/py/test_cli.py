@@ -661,6 +661,21 @@ def test_values_as_people_and_programs_read_them() -> None:
         check_json("[Infinity]")
 
 
+def test_dedup_keys(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "once", "--dedup-window", "1h")
+    one = ok("enqueue", "once", "1", "--dedup-key", "k").out
+    assert ok("enqueue", "once", "2", "--dedup-key", "k").out == one
+    said = cli("enqueue", "once", "3", "--dedup-key", "k", "--on-duplicate", "reject")
+    assert said.code == 1
+    assert "msg_id 1" in said.err
+    ok("enqueue", "once", "4", "--dedup-key", "k", "--on-duplicate", "replace")
+    assert [row["payload"] for row in ok("peek", "once", "--json").json] == [4]
+    assert cli("enqueue", "once", "--file", "-", "--dedup-key", "k").code == 2
+    ok("queue", "alter", "once", "--dedup-window", "0")
+    shown = ok("queue", "show", "once", "--json").json
+    assert shown.get("settings", shown)["dedup_window"] == "00:00:00"
+
+
 def test_retry_policies(ok: Cli, cli: Cli) -> None:
     delays = ["--retry-delay", "10s", "--retry-delay", "1.5h"]
     ok("queue", "create", "hooks", "--retry-policy", "list", *delays, "--retry-jitter", "0")

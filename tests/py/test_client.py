@@ -193,6 +193,22 @@ def test_retry_policies(client: mq.Client) -> None:
         client.alter_queue("listed", retry_delays=later)
 
 
+def test_dedup_keys(client: mq.Client) -> None:
+    client.create_queue("once", dedup_window=timedelta(hours=1))
+    first = client.enqueue("once", 1, dedup_key="k")
+    assert client.enqueue("once", 2, dedup_key="k") == first
+    with pytest.raises(mq.Duplicate) as error:
+        client.enqueue("once", 3, dedup_key="k", on_duplicate="reject")
+    assert error.value.msg_id == first
+    second = client.enqueue("once", 4, dedup_key="k", on_duplicate="replace")
+    assert client.enqueue_batch("once", [5, 6, 7], dedup_keys=["k", "l", None])[0] == second
+    assert client.copy_in("once", [mq.Message(8, dedup_key="l"), mq.Message(9, dedup_key="m")]) == 2
+    assert [message.payload for message in client.peek("once")] == [4, 6, 7, 9]
+    client.alter_queue("once", dedup_window=timedelta(0))
+    (queue,) = [one for one in client.queues() if one.name == "once"]
+    assert queue.settings["dedup_window"] == "00:00:00"
+
+
 def test_priorities(client: mq.Client, queue: str) -> None:
     low = client.enqueue(queue, "low", priority=0)
     client.enqueue_batch(queue, ["high", "higher"], priority=8)

@@ -46,6 +46,7 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
         ("MQ004", mq.MalformedReceipt),
         ("MQ007", mq.TransactionTooLarge),
         ("MQ008", mq.QueueFull),
+        ("MQ009", mq.Duplicate),
         ("MQ010", mq.MessageDead),
         ("MQ011", mq.ScheduleNotFound),
         ("MQ999", mq.Error),
@@ -107,7 +108,7 @@ def test_all_have_one_root_and_are_exported() -> None:
         (mq.InvalidArgument, lambda c, q: c.enqueue("nul \0 inside", 1)),
         (mq.MalformedReceipt, lambda c, q: c.ack(q, "nonsense")),
         (mq.NotSupported, lambda c, q: c.create_queue("t", mode="transaction")),
-        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, dedup_key="k")),
+        (mq.NotSupported, lambda c, q: c.enqueue(q, 1, ordering_key="k")),
     ],
 )
 def test_bad_input(

@@ -1,5 +1,5 @@
 begin;
-select plan(18);
+select plan(20);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
@@ -19,8 +19,8 @@ create temp table errors as
                             test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
+        (6, '0A000', $$ select mq.enqueue('errors', '1', ordering_key => 'k') $$),
         (13, 'MQ008', $$ select mq.enqueue_batch('errors.full', '{1,2}') $$),
-        (6, '0A000', $$ select mq.enqueue('errors', '1', dedup_key => 'k') $$),
         (7, '22004', $$ select mq.enqueue('errors', null) $$),
         (8, '22023', $$ select * from mq.dequeue('errors', 0) $$),
         (9, '22023', $$ select mq.create_queue('no name') $$),
@@ -28,7 +28,9 @@ create temp table errors as
         (11, '0A000', $$ select mq._wrong_isolation('dequeue') $$),
         (12, '55000', $$ select mq.rotate_segment('errors') $$),
         (13, 'MQ010', $$ select mq._message_dead('errors', 1, 'bad') $$),
-        (14, 'MQ011', $$ select mq.run_schedule('errors.none') $$)) as v (no, code, statement)
+        (14, 'MQ011', $$ select mq.run_schedule('errors.none') $$),
+        (15, 'MQ009', $$ select mq._duplicate('errors', 1) $$),
+        (16, '40001', $$ select mq._key_unknown() $$)) as v (no, code, statement)
     cross join lateral pg_temp.error(v.statement) as e;
 select is(state, code, format('%s: %s', code, message)) from errors order by no;
 select is_empty($$ select state, message from errors where coalesce(hint, '') = '' $$, 'each has a hint');

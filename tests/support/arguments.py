@@ -118,6 +118,9 @@ def by_type(server_version: int) -> dict[str, Text]:
         "timestamp with time zone": TIMES,
         "jsonb": JSON,
         "jsonb[]": arrays(JSON, ["{1,null,2}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,null}"]),
+        "text[]": arrays(
+            WORDS.map(json.dumps), ['{"",null}', "{{a,b},{c,d}}", "[-1:1]={1,2,null}"]
+        ),
         "interval[]": arrays(intervals(server_version), ["{1 second,null}", "{{1 s},{2 s}}"]),
         "bigint[]": arrays(IDS, ["{1,null,1}", "{{1,2},{3,4}}", "{{{1}}}", "[-1:1]={1,2,3}"]),
     }
@@ -145,7 +148,7 @@ BY_NAME: dict[str, Text] = {
     "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
 }
 
-TO_COME = {"priority", "ordering_key", "dedup_key", "ttl"}
+TO_COME = {"priority", "ordering_key", "ttl"}
 """Arguments that every call refuses, in this version."""
 
 ALWAYS = {"timeout"}

@@ -48,7 +48,12 @@ def register(root: Group) -> None:
 )
 @click.option("--priority", type=int, help="0 to 9, 9 first; default 4.")
 @click.option("--ordering-key", help="Messages of one key are delivered one after the other.")
-@click.option("--dedup-key", help="A second message of that key is not enqueued.")
+@click.option("--dedup-key", help="While a message has it, no other is enqueued with it.")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["keep", "replace", "reject"]),
+    help="What to do where a message has it; default: keep that one.",
+)
 @click.option("--ttl", type=DURATION, help="Not delivered after this time.")
 @json_option
 @pass_session
@@ -78,6 +83,8 @@ def enqueue(
     if payload is not None and file is not None:
         raise click.UsageError("Give PAYLOAD or --file, not both.")
     if payload is None:
+        if options["dedup_key"] is not None:
+            raise click.UsageError("--dedup-key is for one message: give PAYLOAD.")
         if file is None and sys.stdin.isatty():
             raise click.UsageError("Give PAYLOAD, or JSON lines with --file or on standard input.")
         source = file or sys.stdin.buffer

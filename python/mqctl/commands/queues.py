@@ -85,6 +85,11 @@ def _settings(function: F) -> F:
             type=click.Choice(["reject", "drop_oldest", "dead_letter"]),
             help="What becomes of more: they are refused, or the oldest make room.",
         ),
+        click.option(
+            "--dedup-window",
+            type=DURATION,
+            help="How long a dedup key is taken; 0: until its message is settled.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(

@@ -12,8 +12,14 @@ begin
     -- What is deferred first: a message that goes from there to the log meanwhile is found there, and one that comes from the
     -- log was leased in between.
     for v_generation in 0 .. 1 loop
-        return query execute format('select null::int, w.lane, null::bigint, null::int, w.due_at from mq._waiting_%s_%s() as w where w.msg_id = $1 and mq._expired_at(w.extra) is null',
-                                    _locate.queue_id, v_generation) using _locate.msg_id;
+        -- What this transaction deferred itself is in no window yet.
+        return query execute replace($x$
+            select null::int, w.lane, null::bigint, null::int, w.due_at
+            from (select y.lane, y.due_at, y.extra from mq._waiting_{d}() as y where y.msg_id = $1
+                  union
+                  select y.lane, y.due_at, y.extra from mq.deferred_{d} as y where y.xid = pg_current_xact_id_if_assigned() and y.msg_id = $1) as w
+            where mq._expired_at(w.extra) is null
+            $x$, '{d}', _locate.queue_id || '_' || v_generation) using _locate.msg_id;
         if found then
             return;
         end if;
@@ -83,6 +89,38 @@ begin
     end loop;
     return v_taken is not null;         -- else a part of it that had it was leased since it was looked for
 end $f$;
+
+-- Cancels a message, if it waits.
+create or replace function mq._cancel(q mq.queue, msg_id bigint) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp set jit = off set lock_timeout = '2s' as $$
+declare
+    l record;
+    m record;
+begin
+    -- Where it waits is found first, for that may take long, and again behind the lock of whoever could move it from there,
+    -- which is kept: a block is opened, and what is deferred is promoted, under those. So an opener either was before us, and
+    -- it is found in his block, or he comes after us, and finds that it is cancelled.
+    for v_try in 1 .. 5 loop
+        select * into l from mq._locate(q.queue_id, _cancel.msg_id) as x;
+        if not found then
+            return false;
+        elsif l.block_no is not null then
+            if mq._cancel_slice(q, l.slot, l.lane, l.block_no, l.slice, array[_cancel.msg_id]) then
+                return true;
+            end if;
+        else
+            perform pg_advisory_xact_lock(mq._lock_class(), case when l.slot is null then mq._lock_key(q.queue_id, -2) else mq._lane_key(q.queue_id, l.slot, l.lane) end);
+            select * into m from mq._locate(q.queue_id, _cancel.msg_id) as x;
+            if m = l then
+                perform mq._use_cancel(q.queue_id, q.lanes);
+                insert into mq.cancelled (queue_id, msg_id, due_at) values (q.queue_id, _cancel.msg_id, l.due_at) on conflict do nothing;
+                return found;
+            end if;
+        end if;
+    end loop;
+    perform mq._in_use();
+    return false;
+end $$;
 
 -- For who is about to open a block, from these slices: what was cancelled behind the cursor, or while it was deferred, gets
 -- slices of its own, so that the others stay together. Of as many as a block has room for: a row of it has to fit into a page.

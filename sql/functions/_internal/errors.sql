@@ -66,6 +66,16 @@ begin
         hint = 'Commit after each dequeue, or ask for more messages at a time with n.';
 end $$;
 
+create or replace function mq._duplicate(queue text, msg_id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'MQ009',
+        message = pg_catalog.format('a message of queue "%s" has this dedup_key already', _duplicate.queue),
+        detail = pg_catalog.format('msg_id %s', _duplicate.msg_id),
+        hint = 'With on_duplicate => ''keep'' its msg_id is returned instead.';
+end $$;
+
 -- depth is null where nobody could count.
 create or replace function mq._queue_full(queue text, max_depth bigint, depth bigint, n bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -139,4 +149,13 @@ begin
         errcode = 'serialization_failure',
         message = 'could not settle: the lease is newer than the snapshot of this transaction',
         hint = 'Retry the transaction.';
+end $$;
+
+create or replace function mq._key_unknown() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception using
+        errcode = 'serialization_failure',
+        message = 'could not tell whether the dedup_key is free: this transaction is older than what is remembered',
+        hint = 'Retry the transaction, and enqueue within ten minutes, or in READ COMMITTED.';
 end $$;

@@ -4,8 +4,10 @@ create or replace function mq._deliver_inbox() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     i          record;
-    q          record;
+    q          mq.queue;
     v_register bigint;
+    e          record;          -- which message has the key of each row
+    v_ends     boolean;         -- a key is free again when its message is settled
     v_now      constant timestamptz := clock_timestamp();     -- one for all: what is due meanwhile is not due twice, or never
 begin
     -- No constraint: PostgreSQL would show the row in the error, and the payload is nobody's business.
@@ -15,10 +17,11 @@ begin
         perform mq._null_argument('payload');
     end if;
     for i in
-        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes, count(*) as n
+        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes,
+               count(r.dedup_key) > 0 as has_keys, count(*) as n
         from arrived as r group by r.queue order by r.queue
     loop
-        select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = i.queue;
+        select * into q from mq.queue as x where x.name = i.queue;
         if not mq._is_at_home(q.home) then
             perform mq._repair(q.queue_id);
         end if;
@@ -28,6 +31,29 @@ begin
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
         perform mq._use_lane(q.queue_id, q.register, q.lanes, u.lane) from unnest(i.lanes) as u (lane) where u.lane <> 0;
+        if i.has_keys then
+            perform mq._check_key('dedup_key', r.dedup_key) from arrived as r where r.queue = i.queue;
+            v_ends := q.dedup_window = '0';
+            perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, has_key => true)
+            from (select distinct mq._lane_of(r.priority, false) as lane from arrived as r where r.queue = i.queue and r.dedup_key is not null) as x where v_ends;
+            -- Rows come in the same order each time.
+            e := mq._enter_keys(q, array(select r.dedup_key from arrived as r where r.queue = i.queue), 'keep');
+            if q.max_depth is not null then
+                perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
+            end if;
+            for v_late in 0 .. 1 loop
+                execute 'insert into mq.'
+                    || case v_late when 0 then 'log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers, extra)'
+                                   else 'deferred_' || q.queue_id || '_' || (v_register >> 32 & 1) || ' (msg_id, lane, payload, headers, extra, due_at)' end
+                    || ' select ($1)[r.no], mq._lane_of(r.priority, not r.ends), r.payload, r.headers, case when r.ends then jsonb_build_object(''d'', r.dedup_key) end'
+                    || case v_late when 0 then '' else ', r.deliver_at' end
+                    || ' from (select row_number() over () as no, $3 and x.dedup_key is not null as ends, x.* from arrived as x where x.queue = $4) as r'
+                       ' where ($2)[r.no] and coalesce(r.deliver_at > $5, false) = $6'
+                    using e.ids, e.are_new, v_ends, i.queue, v_now, v_late = 1;
+            end loop;
+            perform mq._notify(q.queue_id, i.queue, q.notify, q.notified) where true = any (e.are_new);
+            continue;
+        end if;
         if q.max_depth is not null then
             perform mq._admit(q.queue_id, i.n);
         end if;

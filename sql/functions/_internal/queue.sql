@@ -31,6 +31,9 @@ begin
     if q.priority_ageing < '1 millisecond' or q.priority_ageing > '10 years' then
         perform mq._invalid('priority_ageing', format('%s is not between 1 millisecond and 10 years.', q.priority_ageing), 'Give an interval, such as ''1 minute'', or leave it out.');
     end if;
+    if q.dedup_window < '0' or q.dedup_window > '10 years' then
+        perform mq._invalid('dedup_window', format('%s is not between 0 and 10 years.', q.dedup_window), 'Give an interval, such as ''5 minutes'', or 0: until the message is settled.');
+    end if;
     if q.retention < '0' or q.retention > '10 years' then
         perform mq._invalid('retention', format('%s is not between 0 and 10 years.', q.retention), 'Give an interval, such as ''7 days''; ''0'' keeps nothing.');
     end if;
@@ -172,8 +175,8 @@ begin
     return case when delay > '0' then clock_timestamp() + delay when deliver_at > clock_timestamp() then deliver_at end;
 end $$;
 
--- What of an enqueue's options is kept with the message.
-create or replace function mq._extra(ttl interval, due_at timestamptz) returns jsonb
+-- What of an enqueue's options is kept with the message. The key is one that its end sets free.
+create or replace function mq._extra(ttl interval, due_at timestamptz, ending_key text) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if ttl <= '0' or ttl > '100 years' then
@@ -181,14 +184,14 @@ begin
     elsif clock_timestamp() + ttl <= due_at then
         perform mq._invalid('ttl', 'It ends before the message is due.', 'Give a longer ttl, or a shorter delay.');
     end if;
-    return case when ttl is not null then jsonb_build_object('e', mq._microseconds(clock_timestamp() + ttl)) end;
+    return nullif(jsonb_strip_nulls(jsonb_build_object('e', mq._microseconds(clock_timestamp() + ttl), 'd', ending_key)), '{}');
 end $$;
 
 -- Options of enqueue that come with later versions.
-create or replace function mq._check_options(ordering_key text, dedup_key text) returns void
+create or replace function mq._check_options(ordering_key text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform mq._not_yet(case when ordering_key is not null then 'ordering_key' else 'dedup_key' end) where ordering_key is not null or dedup_key is not null;
+    perform mq._not_yet('ordering_key') where ordering_key is not null;
 end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one

@@ -83,9 +83,9 @@ begin
 
     -- Sequences are not copied by logical replication: neither which lanes there are, and what is in them, nor which numbers were
     -- given. A new message must not have the number, and so the result, of an old one.
-    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl))'
-                   ' from (select l.lane, l.extra ? ''e'' as has_ttl from mq.log_%1$s_%2$s as l'
-                   ' union all select d.lane, d.extra ? ''e'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
+    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl), bool_or(x.has_key))'
+                   ' from (select l.lane, l.extra ? ''e'' as has_ttl, l.extra ? ''d'' as has_key from mq.log_%1$s_%2$s as l'
+                   ' union all select d.lane, d.extra ? ''e'', d.extra ? ''d'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
         using q.queue_id, q.register, q.lanes;
     perform mq._use_cancel(q.queue_id, q.lanes) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'

@@ -45,7 +45,7 @@ begin
             insert into mq.kept (queue_id, msg_id, enqueued_at, attempt, payload, headers, extra, lane)
             select g.queue_id, g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane
             from gone as g join mq.queue as x on x.queue_id = g.queue_id and x.retention > '0')
-        select array_agg((g.msg_id, null, null, null, null, null, 'acked', null, null)::mq._taken) into v_taken from gone as g;
+        select array_agg((g.msg_id, null, null, null, null, g.extra, 'acked', null, null)::mq._taken) into v_taken from gone as g;
         if v_taken is not null then
             insert into mq.tally (queue_id, delivered, settled) values (_settle_survivors.queue_id, 0, cardinality(v_taken));
         end if;
@@ -85,6 +85,8 @@ begin
     end if;
     if v_taken is null then
         perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);
+    elsif outcome in ('acked', 'dropped') and r.lane >= 10 and mq._ends_keys(_settle.queue_id) then
+        perform mq._release_keys(_settle.queue_id, array_agg(x.msg_id), array_agg(x.extra ->> 'd')) from unnest(v_taken) as x;
     end if;
     return coalesce(v_taken, '{}'::mq._taken[]);
 end $$;
@@ -97,7 +99,8 @@ declare
     v_count int;
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    if r.subscription = 1 and mq._has_slot(_ack.queue_id, r.slot) then
+    -- What may end entries of mq.dedup goes the long way, which knows what it is.
+    if r.subscription = 1 and not (r.lane >= 10 and mq._ends_keys(_ack.queue_id)) and mq._has_slot(_ack.queue_id, r.slot) then
         execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
         if v_count is not null then
             return v_count;
@@ -113,10 +116,13 @@ create or replace function mq._take_back(queue_id int, max_attempts int, taken m
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
+    a_ids   bigint[];       -- of those that end an entry of mq.dedup as they die
+    a_keys  text[];
     v_count bigint;
 begin
     with t as materialized (
         select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
+               x.outcome <> 'hole' and not _take_back.snooze and (_take_back.bury or x.attempt >= _take_back.max_attempts) as is_dead,
                coalesce(x.extra -> 'h', '[]') || jsonb_strip_nulls(jsonb_build_object(
                    'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
         from unnest(_take_back.taken) as x),
@@ -125,15 +131,17 @@ begin
         select _take_back.queue_id, t.msg_id, t.enqueued_at, t.attempt,
                coalesce(_take_back.reason, case when _take_back.bury then 'rejected' when t.outcome = 'expired' then 'lease expired' else 'out of attempts' end),
                t.longer, t.payload, t.headers, t.lane
-        from t where not t.hole and (_take_back.bury or t.attempt >= _take_back.max_attempts)
+        from t where t.is_dead
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
                       case when t.outcome = 'hole' then t.extra when t.hole then nullif(t.extra - 'e', '{}')
-                           else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken)
-      into v_again
-    from t where t.hole or not (_take_back.bury or t.attempt >= _take_back.max_attempts);
+                           else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken) filter (where not t.is_dead),
+           array_agg(t.msg_id) filter (where t.is_dead and t.extra ? 'd'), array_agg(t.extra ->> 'd') filter (where t.is_dead and t.extra ? 'd')
+      into v_again, a_ids, a_keys
+    from t;
+    perform mq._release_keys(_take_back.queue_id, a_ids, a_keys) where a_ids is not null;
     -- They wait again. Nobody refuses them, but new messages have less room.
-    v_count := cardinality(v_again) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
+    v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
     if v_count > 0 then
         perform mq._enter(x.queue_id, v_count) from mq.queue as x where x.queue_id = _take_back.queue_id and x.max_depth is not null;
     end if;

@@ -14,6 +14,8 @@ declare
     v_now   constant bigint := mq._microseconds(clock_timestamp());
     b       record;
     a_slices int[];
+    a_ids   bigint[];       -- of those that end an entry of mq.dedup
+    a_keys  text[];
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b
     from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
@@ -38,15 +40,20 @@ begin
         on conflict do nothing returning e.slice, e.n, e.first_xid, e.first_id),
     settled as (
         insert into mq.settlement_{t} (subscription, lane, block_no, slice, part, seq, final, outcome, n)
-        select p_sub, p_lane, p_block_no, w.slice, 0, 1, true, 'undelivered', w.n from won as w)
-    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
-    select {q}, m.msg_id, m.enqueued_at, m.attempt - 1, 'expired', coalesce(m.extra -> 'h', '[]'), m.payload, m.headers, p_lane
-    from won as w
-    cross join lateral (
-        select * from mq.log_{t} as x
-        where x.lane = case when w.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (w.first_xid, w.first_id)
-        order by x.lane, x.xid, x.msg_id limit w.n) as m
-    on conflict do nothing;
+        select p_sub, p_lane, p_block_no, w.slice, 0, 1, true, 'undelivered', w.n from won as w),
+    late as materialized (
+        select m.* from won as w
+        cross join lateral (
+            select * from mq.log_{t} as x
+            where x.lane = case when w.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (w.first_xid, w.first_id)
+            order by x.lane, x.xid, x.msg_id limit w.n) as m),
+    buried as (
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
+        select {q}, m.msg_id, m.enqueued_at, m.attempt - 1, 'expired', coalesce(m.extra -> 'h', '[]'), m.payload, m.headers, p_lane
+        from late as m
+        on conflict do nothing)
+    select array_agg(m.msg_id), array_agg(m.extra ->> 'd') into a_ids, a_keys from late as m where m.extra ? 'd';
+    perform mq._release_keys({q}, a_ids, a_keys) where a_ids is not null;
 end $$;
     $x$;
 end $f$;
@@ -65,4 +72,6 @@ begin
     select _bury_undelivered.queue_id, t.msg_id, t.enqueued_at, t.attempt - 1, 'expired', coalesce(t.extra -> 'h', '[]'), t.payload, t.headers, t.lane
     from unnest(_bury_undelivered.taken) as t
     on conflict do nothing;
+    perform mq._release_keys(_bury_undelivered.queue_id, array_agg(t.msg_id), array_agg(t.extra ->> 'd'))
+    from unnest(_bury_undelivered.taken) as t where t.extra ? 'd' having count(*) > 0;
 end $$;
