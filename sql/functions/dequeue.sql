@@ -177,10 +177,10 @@ begin
                         get diagnostics v_count = row_count;
                     end if;
                     if v_taken = 0 or v_count = 0 and cardinality(v_again) > 0 then
-                        raise exception using errcode = 'MQ000';
+                        raise exception using errcode = 'MQ0ZZ';
                     end if;
                 exception
-                    when sqlstate 'MQ000' then
+                    when sqlstate 'MQ0ZZ' then
                         null;
                 end;
                 -- Also where that gave nothing: what the sweep settled is for others only once this commits.

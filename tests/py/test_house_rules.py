@@ -283,3 +283,9 @@ def test_plpgsql_check_has_nothing_to_say(checker: psycopg.Connection) -> None:
     )
     said = [line for line in said if not NO_MATTER.search(line)]
     assert not said, "\n".join(said)
+
+
+def test_no_handler_catches_a_whole_class(installed: psycopg.Connection) -> None:
+    """To plpgsql a code that ends in 000 is its class: who waits for MQ000 swallows MQ007."""
+    query = "select proname from pg_proc where pronamespace = 'mq'::regnamespace and prosrc ~"
+    assert names(installed, f"{query} $$when .*sqlstate '[A-Z0-9]{{2}}000'$$") == []

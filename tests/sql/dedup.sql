@@ -102,11 +102,11 @@ select mq.alter_queue('dedup', dedup_window => '0');
 create function pg_temp.free(key text) returns boolean language plpgsql as $$
 begin
     perform mq.enqueue('dedup', '0', dedup_key => key, on_duplicate => 'reject');
-    raise exception using errcode = 'MQ000';
+    raise exception using errcode = 'MQ0ZZ';
 exception
     when sqlstate 'MQ009' then      -- before its class
         return false;
-    when sqlstate 'MQ000' then
+    when sqlstate 'MQ0ZZ' then
         return true;
 end $$;
 select mq.enqueue_batch('dedup', '{1,2,3}', dedup_keys => '{x,y,z}'), mq.enqueue('dedup', '4', dedup_key => 'w', priority => 1) \g /dev/null

@@ -45,9 +45,9 @@ begin
                 if v_missing = 0 or v_is_full and q.overflow <> 'reject' and mq._drop_oldest(q, v_missing) then
                     return;
                 end if;
-                raise exception using errcode = 'MQ000';
+                raise exception using errcode = 'MQ0ZZ';
             exception
-                when sqlstate 'MQ000' then
+                when sqlstate 'MQ0ZZ' then
                     null;
             end;
         end if;
@@ -85,9 +85,9 @@ begin
         end if;
         v_depth := v_max + pg_sequence_last_value(v_room);
     end if;
-    raise exception using errcode = 'MQ000';
+    raise exception using errcode = 'MQ0ZZ';
 exception
-    when sqlstate 'MQ000' then
+    when sqlstate 'MQ0ZZ' then
         return v_depth;
     when lock_not_available or deadlock_detected then      -- he who has drawn before, too, wants to count
         return null;

@@ -1,4 +1,5 @@
--- Every error of class MQ is raised here and nowhere else.
+-- Every error of class MQ is raised here and nowhere else, but for MQ0ZZ, which undoes a subtransaction and is caught where it is raised. (Not MQ000:
+-- plpgsql takes what ends in 000 for all of the class.)
 
 create or replace function mq._queue_not_found(queue text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

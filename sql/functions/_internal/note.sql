@@ -74,9 +74,9 @@ begin
                         ' or exists (select from mq.deferred_{q}_1 as x where x.xid = $1 and x.msg_id = $2)', '{q}', q.queue_id::text)
             into v_found using v_own, _is_own.msg_id;
     end if;
-    raise exception using errcode = 'MQ000';
+    raise exception using errcode = 'MQ0ZZ';
 exception
-    when sqlstate 'MQ000' then
+    when sqlstate 'MQ0ZZ' then
         return v_found;
 end $$;
 
@@ -88,9 +88,9 @@ declare
     v_state mq.message_state;
 begin
     v_state := mq._message_state(q, _look_at.msg_id);
-    raise exception using errcode = 'MQ000';
+    raise exception using errcode = 'MQ0ZZ';
 exception
-    when sqlstate 'MQ000' then
+    when sqlstate 'MQ0ZZ' then
         return v_state;
 end $$;
 

@@ -45,10 +45,10 @@ begin
             end if;
         end if;
         if not v_opened then
-            raise exception using errcode = 'MQ000';        -- gives the lane back
+            raise exception using errcode = 'MQ0ZZ';        -- gives the lane back
         end if;
     exception
-        when sqlstate 'MQ000' then
+        when sqlstate 'MQ0ZZ' then
             v_fit := 0;
     end;
     if not v_opened and v_free is not true then

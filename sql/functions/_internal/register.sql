@@ -29,9 +29,9 @@ begin
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_write_register.queue_id, -8));
     v_value := coalesce(pg_sequence_last_value(_write_register.register), 0);
     perform setval(_write_register.register, v_value & ~_write_register.mask | _write_register.bits);
-    raise exception using errcode = 'MQ000';
+    raise exception using errcode = 'MQ0ZZ';
 exception
-    when sqlstate 'MQ000' then
+    when sqlstate 'MQ0ZZ' then
         null;
 end $$;
 

@@ -23,10 +23,10 @@ begin
         perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_repair.queue_id, -3));
         select * into q from mq.queue as x where x.queue_id = _repair.queue_id for no key update;
         if q.queue_id is null or not mq._is_copy(q.queue_id, q.home) then
-            raise exception using errcode = 'MQ000';        -- somebody else was faster: gives the locks back
+            raise exception using errcode = 'MQ0ZZ';        -- somebody else was faster: gives the locks back
         end if;
     exception
-        when sqlstate 'MQ000' then
+        when sqlstate 'MQ0ZZ' then
             return true;
     end;
     v_new := mq._empty_slot(q.queue_id);

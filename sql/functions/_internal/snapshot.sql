@@ -95,8 +95,8 @@ create or replace function mq._wait_for_lane(class int, key int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 begin
     perform pg_advisory_xact_lock_shared(class, key);
-    raise exception using errcode = 'MQ000';    -- gives the lock back: an empty poll must leave none behind
+    raise exception using errcode = 'MQ0ZZ';    -- gives the lock back: an empty poll must leave none behind
 exception
-    when sqlstate 'MQ000' or lock_not_available then
+    when sqlstate 'MQ0ZZ' or lock_not_available then
         null;
 end $$;

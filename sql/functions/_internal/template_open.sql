@@ -190,16 +190,16 @@ begin
             and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
         then
             if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
-                raise exception using errcode = 'MQ000';
+                raise exception using errcode = 'MQ0ZZ';
             end if;
             v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
             if mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, true) then
                 return;
             end if;
         end if;
-        raise exception using errcode = 'MQ000';
+        raise exception using errcode = 'MQ0ZZ';
     exception
-        when sqlstate 'MQ000' or lock_not_available then
+        when sqlstate 'MQ0ZZ' or lock_not_available then
             null;           -- then it is opened when the tickets are used up
     end;
 end $$;

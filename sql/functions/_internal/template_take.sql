@@ -287,7 +287,7 @@ begin
                     v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
                 end if;
                 if not v_opened then
-                    raise exception using errcode = 'MQ000';
+                    raise exception using errcode = 'MQ0ZZ';
                 end if;
             elsif clock_timestamp() > p_give_up then
                 return;
@@ -295,7 +295,7 @@ begin
                 perform mq._wait_for_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int);
             end if;
         exception
-            when sqlstate 'MQ000' then
+            when sqlstate 'MQ0ZZ' then
                 null;
         end;
         if v_hole then
