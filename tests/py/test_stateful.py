@@ -38,8 +38,8 @@ class WithCancel(Core, Cancelling):
     """Messages are taken back as well."""
 
 
-MACHINES: dict[type[Machine], int] = {Calm: 3, Core: 17, WithCancel: 5}
-"""And how many examples `make test` tries: about a second each on an idle machine, 40 seconds in all."""
+MACHINES: dict[type[Machine], int] = {Calm: 2, Core: 6, WithCancel: 4}
+"""And how many examples `make test` tries: about two seconds each on an idle machine."""
 
 
 # Without explain: it runs a failure a hundred times more.
