@@ -94,7 +94,7 @@ def test_a_round_through_all_methods(database: str) -> None:
         await client.unlisten("q")
         await client.pause_queue("q")
         await client.resume_queue("q")
-        assert await client.cancel("q", await client.enqueue("q", 1))
+        assert await client.cancel("q", first)  # which was rewound
         assert not await client.cancel("q", first)
         assert (await client.version()).startswith("0.1")
         assert await client.purge_queue("q") >= 2

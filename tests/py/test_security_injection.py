@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import psycopg
@@ -60,9 +61,16 @@ XID = 7
 # Arguments with which each function gets as far as it can, so that a nasty one is looked at and not the others.
 VALID: dict[str, dict[str, str]] = {
     "ack": {"receipt": LIVE, "msg_ids": "{1}"},
-    "alter_queue": {"mode": "lease", "notify": "auto"},
+    "alter_queue": {"mode": "lease", "notify": "auto", "retry_policy": "fixed"},
     "cancel": {"msg_id": "1"},
-    "create_queue": {"mode": "lease", "notify": "auto", "queue": "new"},
+    "create_queue": {
+        "mode": "lease",
+        "notify": "auto",
+        "queue": "new",
+        "retry_policy": "fixed",
+        "overflow": "reject",
+    },
+    "cron_next": {"expression": "@daily", "after": "2026-01-01", "timezone": "UTC"},
     "dequeue": {"n": "2", "ack": LIVE, "subscription": "default"},
     "enqueue": {"payload": "{}", "headers": "{}", "dedup_key": "k", "on_duplicate": "keep"},
     "enqueue_batch": {
@@ -75,6 +83,18 @@ VALID: dict[str, dict[str, str]] = {
     "message_status": {"msg_id": "1"},
     "nack": {"receipt": LIVE, "reason": "because", "dead": "true"},
     "redrive": {"to_queue": "q.2"},
+    "report": {"receipt": LIVE, "msg_id": "2", "progress": "{}"},
+    "rewind": {"to_msg_id": "1"},
+    "run_schedule": {"name": "s"},
+    "schedule": {
+        "name": "s",
+        "cron": "@yearly",
+        "payload": "{}",
+        "timezone": "UTC",
+        "catch_up": "one",
+    },
+    "unschedule": {"name": "s"},
+    "wait_for": {"msg_id": "4", "timeout": "0"},
 }
 
 # Undone or out of reach where somebody's text became part of a statement.
@@ -90,11 +110,12 @@ def database(server: Server, mq_template: str) -> Iterator[str]:
         with psycopg.connect(dsn, autocommit=True) as owner:
             attack.make_users(owner)
             for queue in ("q", "q.2"):
-                owner.execute("select mq.create_queue(%s)", (queue,))
+                owner.execute("select mq.create_queue(%s, retention => '1 hour')", (queue,))
             race.fill(owner, 6)
             owner.execute(
                 "select mq.nack('q', (select receipt from mq.dequeue('q')), dead => true)"
             )
+            owner.execute("select mq.schedule('s', '@yearly', 'q', '{}')")
             owner.execute("create schema security")
             owner.execute(
                 "create table security.lease as select receipt from mq.dequeue('q', 2) limit 1"
@@ -143,7 +164,7 @@ def attempt(
         if text == LIVE:
             query = query.replace(f"%({name})s", LIVE)
     if collation:
-        query = query.replace("::text::text", f"::text collate {collation}")
+        query = re.sub(r"::text::text(?!\[)", f"::text collate {collation}", query)
     try:
         with conn.transaction(force_rollback=True):
             conn.execute(query.encode(), given)

@@ -136,6 +136,7 @@ BY_NAME: dict[str, Text] = {
     "mode": st.sampled_from(["lease", "lease", "transaction", "LEASE", ""]),
     "notify": st.sampled_from(["auto", "always", "never", "AUTO", ""]),
     "subscription": st.sampled_from(["default", "default", "default", "other", ""]),
+    "priority": st.integers(0, 9).map(str) | INTS,
     "retention": st.sampled_from(["0", "0", "1 second", "-1 second"]),
     "n": st.integers(1, 9).map(str) | INTS,
     "wait": WAITS,
@@ -148,7 +149,7 @@ BY_NAME: dict[str, Text] = {
     "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
 }
 
-TO_COME = {"priority", "ordering_key", "ttl"}
+TO_COME = {"ordering_key"}
 """Arguments that every call refuses, in this version."""
 
 ALWAYS = {"timeout"}

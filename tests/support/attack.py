@@ -22,11 +22,11 @@ PRODUCER = (
 )
 CONSUMER = (
     "dequeue ack nack extend report sweep_stale maintain next_due listen unlisten dead_letters peek"
-    " queues queue_stats message_status wait_for cron_next schedules version"
+    " history queues queue_stats message_status wait_for cron_next schedules version"
 )
 ADMIN = (
     "create_queue alter_queue drop_queue purge_queue pause_queue resume_queue rotate_segment"
-    " redrive purge_dead_letters schedule unschedule run_schedule"
+    " redrive rewind purge_dead_letters schedule unschedule run_schedule"
 )
 MAY_CALL: dict[str, frozenset[str]] = {
     "mq_producer": frozenset(PRODUCER.split()),
@@ -259,11 +259,23 @@ def live(
     )
     assert [row[0] for row in call("queue_stats", "%s", queue)] == [queue]
     assert queue in [row[0] for row in call("queues")]
+    call("alter_queue", "%s, retention => '1 hour'", queue)
+    asked = enqueue(priority="9", ttl="1 hour", dedup_key="k")
+    (row,) = dequeue(1)
+    assert row[0] == asked
+    assert call("report", "%s, %s, %s, '{}'", queue, row[1], asked)[0][0]
+    assert call("ack", "%s, %s, result => %s", queue, row[1], payload)[0][0] == 1
+    call("wait_for", "%s, %s, '0'", queue, asked)
+    assert asked in [row[0] for row in call("history", "%s", queue)]
+    assert call("rewind", "%s, to_msg_id => %s", queue, asked)[0][0] == 1
+    assert call("cancel", "%s, %s", queue, asked)[0][0]
+    assert call("cron_next", "'@daily', '2026-01-01 00:00+00'")[0][0] is not None
+    call("schedule", "%s, '@yearly', %s, %s", queue, queue, payload)
+    assert queue in [row[0] for row in call("schedules")]
+    call("run_schedule", "%s", queue)
+    assert call("unschedule", "%s", queue)[0][0]
     call("purge_queue", "%s", queue)
     assert call("peek", "%s", queue) == []
-    with contextlib.suppress(psycopg.errors.FeatureNotSupported):
-        call("cancel", "%s, 1", queue)
-    after("cancel")
     call("drop_queue", "%s", queue)
 
 
