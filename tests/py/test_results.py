@@ -26,7 +26,6 @@ from support.race import (
 )
 from support.server import Server
 
-pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 WAIT = "select mq.wait_for('q', %s)"
