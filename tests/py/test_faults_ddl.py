@@ -39,6 +39,8 @@ CALLS = (
     "queues()",
     "peek({q}, 100)",
     "dead_letters({q})",
+    "history({q})",
+    "report({q}, 'none', 1, '{{}}')",
     "next_due({q})",
     "message_status({q}, 1)",
     "version()",

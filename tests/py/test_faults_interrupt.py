@@ -58,7 +58,7 @@ INTERRUPTS: dict[str, tuple[Interrupt, str, type[psycopg.Error]]] = {
 
 def test_every_public_function_is_called(conn: psycopg.Connection) -> None:
     called = {name.partition(" ")[0] for name in CALLS}
-    assert called - {"inbox"} == points.public(conn)
+    assert called - {"inbox"} | points.NOT_YET == points.public(conn)
 
 
 @pytest.mark.parametrize(
