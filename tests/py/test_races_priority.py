@@ -33,7 +33,6 @@ from support.race import (
 )
 from support.server import Server
 
-pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 
