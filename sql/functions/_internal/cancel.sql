@@ -59,7 +59,7 @@ declare
     v_again mq._taken[];
 begin
     -- Waited for, while somebody claims it; then a new statement looks. He who opens a block has it to himself.
-    perform pg_advisory_xact_lock(mq._lock_class(), mq._slice_key(q.queue_id, _cancel_slice.slot, _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice));
+    perform pg_advisory_xact_lock(mq._lock_class(), mq._slot_key(q.queue_id, _cancel_slice.slot, _cancel_slice.lane, _cancel_slice.block_no * 65536 + _cancel_slice.slice));
     execute replace($x$
         insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest, first_id, first_xid, leased_until)
         select 1, $1, $2, $3, coalesce(e.part + 1, 0), $3, coalesce(e.part + 1, 0),
@@ -109,10 +109,10 @@ begin
                 return true;
             end if;
         else
-            perform pg_advisory_xact_lock(mq._lock_class(), case when l.slot is null then mq._lock_key(q.queue_id, -2) else mq._lane_key(q.queue_id, l.slot, l.lane) end);
+            perform pg_advisory_xact_lock(mq._lock_class(), case when l.slot is null then mq._lock_key(q.queue_id, -2) else mq._slot_key(q.queue_id, l.slot, l.lane, -1) end);
             select * into m from mq._locate(q.queue_id, _cancel.msg_id) as x;
             if m = l then
-                perform mq._use_cancel(q.queue_id, q.lanes);
+                perform mq._use(q.queue_id, q.lanes, 2048);
                 insert into mq.cancelled (queue_id, msg_id, due_at) values (q.queue_id, _cancel.msg_id, l.due_at) on conflict do nothing;
                 return found;
             end if;
@@ -179,19 +179,3 @@ begin
         delete from mq.cancelled as c where c.queue_id = _drop_cancelled.queue_id and c.msg_id = any (a_ids);
     end loop;
 end $f$;
-
--- The key of the lock of who claims a slice, as the functions of its slot have it.
-create or replace function mq._slice_key(queue_id int, slot int, lane smallint, block_no bigint, slice int) returns int
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-    return (hashint8extended(block_no * 65536 + slice, _slice_key.queue_id::bigint * 16777216 + slot * 256 + 1 + lane) & 2147483647)::int;
-end $$;
-
--- Before something is cancelled: openers look for it. As in _use_lane.
-create or replace function mq._use_cancel(queue_id int, lanes regclass) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    if coalesce(pg_sequence_last_value(_use_cancel.lanes), 0) & 2048 = 0 then
-        perform mq._write_register(_use_cancel.queue_id, _use_cancel.lanes, 0, 2048);
-    end if;
-end $$;

@@ -33,15 +33,22 @@ begin
     return array(select x from unnest('{19,18,17,16,15,0,14,13,12,11,10}'::smallint[]) as x where x = 0 or v_used & (1::bigint << x - 10) <> 0);
 end $$;
 
+-- Sets bits of lanes_<q>, unless they are set.
+create or replace function mq._use(queue_id int, lanes regclass, bits bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(pg_sequence_last_value(_use.lanes), 0) & _use.bits <> _use.bits then
+        perform mq._write_register(_use.queue_id, _use.lanes, 0, _use.bits);
+    end if;
+end $$;
+
 -- Before anything is written to a lane. The lane, and what its messages may have, before the bit that says to look for lanes.
 create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false, has_key boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (coalesce(has_ttl, false)::int << 10) | (coalesce(has_key, false)::int << 12) end;
 begin
-    if coalesce(pg_sequence_last_value(_use_lane.lanes), 0) & v_bits <> v_bits then
-        perform mq._write_register(_use_lane.queue_id, _use_lane.lanes, 0, v_bits);
-    end if;
+    perform mq._use(_use_lane.queue_id, _use_lane.lanes, v_bits);
     if v_bits is not null and mq._has_lanes(pg_sequence_last_value(_use_lane.register)) is not true then      -- null: a copy that came without
         perform mq._write_register(_use_lane.queue_id, _use_lane.register, 0, 1::bigint << 31);
     end if;

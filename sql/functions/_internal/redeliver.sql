@@ -1,15 +1,16 @@
--- The lock of who opens blocks of a lane of a slot, as _open_<q>_<k> has it.
-create or replace function mq._lane_key(queue_id int, slot int, lane smallint) returns int
+-- The key of a lock of a lane of a slot, as the functions of the slot have it: no is -1 for who opens blocks, block_no * 65536 +
+-- slice for who claims a slice.
+create or replace function mq._slot_key(queue_id int, slot int, lane smallint, no bigint) returns int
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return (hashint8extended(-1, _lane_key.queue_id::bigint * 16777216 + slot * 256 + 1 + lane) & 2147483647)::int;
+    return (hashint8extended(_slot_key.no, _slot_key.queue_id::bigint * 16777216 + slot * 256 + 1 + lane) & 2147483647)::int;
 end $$;
 
 -- Whether a block of lane 0 could be opened there now: else a sweep would be for nothing.
 create or replace function mq._is_lane_free(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    c_key constant int := mq._lane_key(_is_lane_free.queue_id, _is_lane_free.slot, 0::smallint);
+    c_key constant int := mq._slot_key(_is_lane_free.queue_id, _is_lane_free.slot, 0::smallint, -1);
 begin
     return pg_try_advisory_lock(mq._lock_class(), c_key) and pg_advisory_unlock(mq._lock_class(), c_key);
 end $$;
@@ -31,7 +32,7 @@ begin
     v_fit := (select least(64 * _redeliver.n, count(*)) from unnest(again) as x where x.lane = v_lane);
     select * into q from mq.queue as x where x.name = _redeliver.queue;
     begin
-        if pg_try_advisory_xact_lock(mq._lock_class(), mq._lane_key(q.queue_id, open_slot, v_lane)) then
+        if pg_try_advisory_xact_lock(mq._lock_class(), mq._slot_key(q.queue_id, open_slot, v_lane, -1)) then
             -- Somebody may have opened a block since this call found nothing: what is free in it would be holes behind a
             -- newer one. Then it is delivered instead, below, without the lane.
             execute replace(
