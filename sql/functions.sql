@@ -14,6 +14,8 @@
 \ir functions/_internal/template_expire.sql
 \ir functions/_internal/template_settle.sql
 \ir functions/_internal/template_sweep.sql
+\ir functions/_internal/template_transaction.sql
+\ir functions/_internal/strike.sql
 \ir functions/_internal/slot.sql
 \ir functions/_internal/deferral.sql
 \ir functions/_internal/receipt.sql
@@ -24,6 +26,7 @@
 \ir functions/_internal/depth.sql
 \ir functions/_internal/segment.sql
 \ir functions/_internal/note.sql
+\ir functions/_internal/transaction.sql
 \ir functions/_internal/inspect.sql
 \ir functions/_internal/repair.sql
 \ir functions/_internal/inbox.sql

@@ -46,6 +46,7 @@ from .errors import (
     ConnectionLost,
     Error,
     LeaseLost,
+    NotSupported,
     PermissionDenied,
     RetryTransaction,
     translated,
@@ -288,6 +289,7 @@ class ConsumerBase(Generic[C]):
 
     def _work(self, split: Split) -> DeliveringFlow[None]:
         """The same, on one connection. What is in hand survives it and is gone on with."""
+        yield from self._check_mode()
         if self._done is not None:  # a dequeue failed, and may have settled it or not
             yield from self._settle(self._done, doubtful=True)
             self._done = None
@@ -318,6 +320,15 @@ class ConsumerBase(Generic[C]):
                 return
             else:
                 yield from self._wait()
+
+    def _check_mode(self) -> Flow[None]:
+        """In mode transaction our dequeue, which is its own transaction, would consume for good."""
+        for queue in (yield from execute(calls.queues())):
+            if queue.name == self.queue and queue.settings["mode"] == "transaction":
+                raise NotSupported(
+                    f'queue "{self.queue}" is of mode transaction, and consumers need leases',
+                    hint="Begin a transaction, call dequeue, do the work, and commit.",
+                )
 
     def _hold(self, taken: Taken, asked_at: float, split: Split) -> None:
         self._lease = lease = Lease(self.queue, taken.deliveries, asked_at, taken.length)

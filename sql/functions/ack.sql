@@ -62,7 +62,7 @@ end $$;
 comment on function mq.ack(text, text, bigint[], boolean, jsonb) is
 'Settles messages: they are done and will not be delivered again.
 queue: its name.
-receipt: of the dequeue that leased them.
+receipt: of the dequeue that leased them. In a queue of mode transaction nothing changes: the commit of that dequeue settles.
 msg_ids: which of them; default all that are left.
 strict: raise instead of returning less than was asked for, so that a transaction that acknowledges together with its own writes rolls back as a whole; default false.
 result: kept with each of them for the result_retention of the queue, for mq.wait_for and mq.message_status; ''null''::jsonb is one, an SQL null (default) is none.

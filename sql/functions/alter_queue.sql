@@ -30,7 +30,9 @@ begin
     -- One after the other: each begins with what the one before has left.
     perform from mq.queue as x where x.name = alter_queue.queue for no key update;
     q := mq._queue(alter_queue.queue, false);
-    q.mode := coalesce(alter_queue.mode, q.mode);
+    if alter_queue.mode <> q.mode then
+        perform mq._invalid('mode', 'The mode of a queue cannot be changed.', 'Create another queue with that mode.');
+    end if;
     q.visibility_timeout := coalesce(alter_queue.visibility_timeout, q.visibility_timeout);
     q.max_attempts := coalesce(alter_queue.max_attempts, q.max_attempts);
     q.retry_backoff := coalesce(alter_queue.retry_backoff, q.retry_backoff);
@@ -51,8 +53,7 @@ begin
     q.segment_bytes := coalesce(alter_queue.segment_bytes, q.segment_bytes);
     perform mq._check_settings(q);
     update mq.queue as x
-    set mode = q.mode,
-        visibility_timeout = q.visibility_timeout,
+    set visibility_timeout = q.visibility_timeout,
         max_attempts = q.max_attempts,
         retry_backoff = q.retry_backoff,
         retry_backoff_max = q.retry_backoff_max,
@@ -84,6 +85,6 @@ end $$;
 
 comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
-queue, and the settings of create_queue; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room.
+queue, and the settings of create_queue, of which mode must be what it is; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify or max_depth any queue; 0A000 a setting of a later version, or notify or max_depth outside READ COMMITTED.
 Role: mq_admin.';

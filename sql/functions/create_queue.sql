@@ -83,6 +83,10 @@ begin
     perform setval(format('mq.waiting_%s', q.queue_id)::regclass, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
     perform mq._set_register(q.queue_id, q.register, 1, 1, 0, false, mq._home_bits(q.home));
     perform mq._create_deferral(q.queue_id);
+    if q.mode = 'transaction' then
+        perform mq._create_strikes(q.queue_id);
+        perform mq._write_register(q.queue_id, q.register, 0, 1::bigint << 31);     -- dequeue goes the way that knows of it
+    end if;
     perform mq._create_slot(q.queue_id, 1);
     perform mq._create_slot(q.queue_id, 2);
     perform mq._create_dispatchers();
@@ -95,7 +99,7 @@ end $$;
 comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
-mode: ''lease''.
+mode: ''lease'' (default): a message is leased, and then acknowledged. ''transaction'': it is consumed when the transaction that dequeued it commits, and is there again at once when that rolls back.
 visibility_timeout: how long a consumer has a message before it is given to another; default 30 seconds.
 max_attempts: deliveries before a message becomes a dead letter; default 5.
 retry_policy: how long a message that failed waits: ''fixed'' (retry_backoff each time), ''linear'' (that times the attempt), ''exponential'' (doubled each time; default), or ''list''.

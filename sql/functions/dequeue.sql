@@ -92,7 +92,7 @@ begin
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
     -- The register is null once the queue was dropped.
-    select x.queue_id, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, x.priority_ageing, pg_sequence_last_value(x.register) as content
+    select x.queue_id, x.mode, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, x.priority_ageing, pg_sequence_last_value(x.register) as content
     into q from mq.queue as x where x.name = dequeue.queue;
     v_register := q.content;
     if not mq._is_at_home(q.home) then
@@ -116,7 +116,9 @@ begin
         perform mq._check_wait('wait', dequeue.wait);
         v_until := clock_timestamp() + wait;
     end if;
-    if dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
+    if dequeue.ack is not null and q.mode = 'transaction' then
+        perform mq._parse_receipt(dequeue.queue, q.queue_id, dequeue.ack);      -- the commit is what acknowledges
+    elsif dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
         perform mq._lease_lost(dequeue.queue);
     end if;
 
@@ -168,7 +170,7 @@ begin
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
             -- all dead letters, for which nobody waits.
-            if not v_begun and mq._is_stale(q.queue_id, v_open) and (v_has_lanes or mq._is_lane_free(q.queue_id, v_open)) then
+            if not v_begun and q.mode = 'lease' and mq._is_stale(q.queue_id, v_open) and (v_has_lanes or mq._is_lane_free(q.queue_id, v_open)) then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                     v_count := 0;
@@ -192,6 +194,8 @@ begin
         -- What this transaction repaired, or made a slot for, is for others once it commits; and who repairs it needs the
         -- tables that this call has used.
         exit when v_until is null or clock_timestamp() >= v_until
+            -- Nor is what it buried in transaction mode gone before that.
+            or q.mode = 'transaction' and not v_begun and pg_current_xact_id_if_assigned() is not null
             or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned())
             or mq._ran_backwards(q.queue_id);
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
@@ -202,10 +206,10 @@ begin
 end $$;
 
 comment on function mq.dequeue(text, int, interval, text, interval, text) is
-'Leases up to n messages, oldest first, under one receipt. No rows: nothing can be delivered now.
+'Leases up to n messages, the highest priority first, then the oldest, under one receipt. No rows: nothing can be delivered now.
 queue: its name.
 n: at most so many, 1 to 10000; default 1.
-visibility_timeout: how long the lease lasts; default the queue''s.
+visibility_timeout: how long the lease lasts; default the queue''s. In a queue of mode transaction it does not matter: the messages are consumed when this transaction commits, and are there again, with the attempt counted, when it rolls back.
 ack: a receipt of an earlier dequeue to acknowledge in the same call; if that lease was lost, nothing is leased.
 wait: poll inside the server for up to so long, at most 20 seconds; default not at all. It holds a snapshot meanwhile: prefer listen.
 subscription: null or ''default''.

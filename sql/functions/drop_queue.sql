@@ -35,13 +35,13 @@ begin
     for v_table in
         select c.oid from pg_class as c
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
-          and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
+          and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
     loop
         execute format('drop table %s cascade', v_table);
     end loop;
     for v_table in
         select c.oid from pg_class as c
-        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^(last_)?ticket_' || q.queue_id || '_[0-9]+$')
+        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'S' and c.relname ~ ('^((last_)?ticket|mark_no|strike|strike_xid)_' || q.queue_id || '_[0-9]+$')
     loop
         execute format('drop sequence %s cascade', v_table);
     end loop;

@@ -16,6 +16,9 @@ declare
 begin
     perform mq._check_timeout(extend.visibility_timeout);
     r := mq._parse_receipt(extend.queue, q.queue_id, extend.receipt);
+    if r.subscription = 0 then      -- of mode transaction: until that ends
+        return case when cardinality(mq._settle_taken(q.queue_id, r.slot, r.token, 'acked', null)) > 0 then mq._never() end;
+    end if;
     if mq._has_slot(q.queue_id, r.slot) then
         execute 'select mq._extend_' || q.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6, $7)'
             into v_until using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, v_vt;
@@ -37,6 +40,6 @@ comment on function mq.extend(text, text, interval) is
 queue: its name.
 receipt: of the dequeue that leased.
 visibility_timeout: the lease lasts so long from now; default the queue''s.
-Returns: the new deadline; null: the lease is lost.
+Returns: the new deadline; null: the lease is lost. In a queue of mode transaction a time in the year 9999.
 Raises: MQ001 no such queue; MQ004 a malformed receipt; 22004 a null receipt; 22023 a timeout that is not above 0; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

@@ -178,7 +178,14 @@ begin
     end loop;
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) order by random() loop
         begin
-            perform mq._absorb_arrivals(q.queue_id, q.register);
+            -- Behind the sealing, as what joins is ours: see above.
+            if q.mode = 'transaction' then
+                return query
+                    select q.name, u.action, format('%s messages', u.n)
+                    from mq._tend(q) as x cross join lateral (values ('joined', x.joined), ('buried', x.buried)) as u (action, n) where u.n > 0;
+            else
+                perform mq._absorb_arrivals(q.queue_id, q.register);
+            end if;
             v_taken := mq._promote_ticks(q);
             if v_taken > 0 then
                 return next (q.name, 'scheduled', format('%s messages', v_taken))::mq.upkeep;

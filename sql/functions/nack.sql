@@ -48,7 +48,7 @@ end $$;
 comment on function mq.nack(text, text, bigint[], interval, text, boolean, boolean) is
 'Gives messages back: they are delivered again later, or become dead letters when max_attempts is used up.
 queue: its name.
-receipt: of the dequeue that leased them.
+receipt: of the dequeue that leased them; in a queue of mode transaction, of this transaction.
 msg_ids: which of them; default all that are left.
 delay: when to try again, from now; default what the queue''s retry_policy says.
 reason: kept in the history that a dead letter shows; default none.

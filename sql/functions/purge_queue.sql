@@ -30,7 +30,7 @@ begin
     delete from mq.note as x where x.queue_id = q.queue_id;
     for s in select * from mq.segment as x where x.queue_id = q.queue_id order by x.segment loop
         perform mq._add_to_tally(q.queue_id, s.slot) where s.drained_at is null;
-        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || s.slot);
+        execute 'truncate ' || mq._slot_tables(q.queue_id, s.slot);
     end loop;
     execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1',
                     '{q}', q.queue_id::text);

@@ -52,9 +52,9 @@ begin
         end if;
         v.enqueued_total := coalesce(pg_sequence_last_value(q.msg_ids), 0);
         v.bytes := (
-            select sum(pg_total_relation_size(('mq.' || x.relation)::regclass))
+            select sum(pg_total_relation_size(to_regclass('mq.' || x.relation)))
             from (select t || '_' || y.queue_id || '_' || y.slot as relation
-                  from mq.slot as y, unnest(array['log', 'block', 'lease', 'settlement']) as t where y.queue_id = q.queue_id
+                  from mq.slot as y, unnest(array['log', 'block', 'lease', 'settlement', 'taken', 'mark']) as t where y.queue_id = q.queue_id
                   union all
                   select t || '_' || q.queue_id || '_' || g
                   from generate_series(0, 1) as g, unnest(array['deferred', 'timer', 'promotion']) as t) as x);
@@ -71,6 +71,6 @@ end $$;
 comment on function mq.queue_stats(text) is
 'Counts what is in the queues. Reads them whole: every few seconds is fine, every few milliseconds is not.
 queue: its name; default all queues.
-Returns: queue, ready, deferred, leased, dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged; these two count a message again each time that it was rewound), segments, bytes (of those that are kept, too), paused, maintenance_overdue (nobody calls maintain()).
+Returns: queue, ready, deferred, leased (in mode transaction: taken by open transactions), dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged; these two count a message again each time that it was rewound), segments, bytes (of those that are kept, too), paused, maintenance_overdue (nobody calls maintain()).
 Raises: MQ001 no such queue.
 Role: mq_producer, mq_consumer.';

@@ -1,5 +1,5 @@
 -- Where a message waits, expired ones aside: in a free slice of a block; behind a lane's cursor (no block); or deferred
--- (no slot). None: it does not wait, or is cancelled. One statement a slot, each of which reads the whole log.
+-- (no slot). None: it does not wait, or is cancelled; or it is in a log of mode transaction. One statement a slot, each of which reads the whole log.
 create or replace function mq._locate(queue_id int, msg_id bigint)
 returns table (slot int, lane smallint, block_no bigint, slice int, due_at timestamptz)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_sort = on as $f$
@@ -24,7 +24,7 @@ begin
             return;
         end if;
     end loop;
-    for v_slot in select x from mq._live_slots(_locate.queue_id) as x loop
+    for v_slot in select x from mq._live_slots(_locate.queue_id) as x where not mq._is_transactional(_locate.queue_id) loop
         -- Slices are runs of the log that do not overlap: it can only be in that which begins last before it, or at it.
         return query execute replace($x$
             select $2, m.lane, case when s.is_in then s.block_no end, case when s.is_in then s.slice end, null::timestamptz
@@ -103,7 +103,8 @@ begin
     for v_try in 1 .. 5 loop
         select * into l from mq._locate(q.queue_id, _cancel.msg_id) as x;
         if not found then
-            return false;
+            -- In transaction mode what waits in the log is looked for now: it comes from where we looked before.
+            return q.mode = 'transaction' and mq._cancel_taken(q.queue_id, _cancel.msg_id);
         elsif l.block_no is not null then
             if mq._cancel_slice(q, l.slot, l.lane, l.block_no, l.slice, array[_cancel.msg_id]) then
                 return true;

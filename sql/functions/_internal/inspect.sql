@@ -11,6 +11,10 @@ returns table (msg_id bigint, state text, attempt int, enqueued_at timestamptz, 
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_nestloop = off set enable_sort = on set enable_seqscan = on set jit = off as $f$
 begin
+    if mq._is_transactional(_fates.queue_id) then
+        return query select * from mq._fates_of_taken(_fates.queue_id, _fates.slot);
+        return;
+    end if;
     return query execute replace($x$
         with leased as materialized (
             select m.xid, m.msg_id, m.lane, l.lane as block_lane, l.block_no, l.head_slice, l.head_part, l.leased_until
@@ -113,13 +117,26 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_bitmaps
 declare
     v_lane smallint;
 begin
-    execute replace($x$
-        select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0) - coalesce(s.undelivered, 0), coalesce(s.acked, 0)
-        from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
-             (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked,
-                     sum(x.n) filter (where x.outcome = 'undelivered' and x.msg_ids is not null) as undelivered from mq.settlement_{t} as x) as s
-        $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
-        into messages, leased, settled, delivered, acked;
+    if mq._is_transactional(_count_slot.queue_id) then
+        -- What open transactions have counts as leased, like what was.
+        execute replace($x$
+            select count(*), count(*) filter (where t.msg_id is not null or k.key is not null), count(t.msg_id),
+                   count(*) filter (where t.msg_id is not null and t.outcome is null), count(*) filter (where t.msg_id is not null and t.outcome is null and b.msg_id is null)
+            from mq.log_{t} as l
+            left join mq.taken_{t} as t on t.xid = l.xid and t.msg_id = l.msg_id and t.no = 0
+            left join mq.taken_{t} as b on b.xid = l.xid and b.msg_id = l.msg_id and b.no = 1
+            left join mq._locked_messages() as k on k.key = mq._message_key($1, l.msg_id)
+            $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+            into messages, leased, settled, delivered, acked using _count_slot.queue_id;
+    else
+        execute replace($x$
+            select (select count(*) from mq.log_{t}), coalesce(l.n, 0), coalesce(s.n, 0), coalesce(l.delivered, 0) - coalesce(s.undelivered, 0), coalesce(s.acked, 0)
+            from (select sum(x.n) as n, sum(x.n) filter (where x.leased_until > '-infinity') as delivered from mq.lease_{t} as x) as l,
+                 (select sum(x.n) as n, sum(x.n) filter (where x.outcome = 'acked') as acked,
+                         sum(x.n) filter (where x.outcome = 'undelivered' and x.msg_ids is not null) as undelivered from mq.settlement_{t} as x) as s
+            $x$, '{t}', _count_slot.queue_id || '_' || _count_slot.slot)
+            into messages, leased, settled, delivered, acked;
+    end if;
     if messages <> leased then
         foreach v_lane in array mq._lanes(_count_slot.queue_id) loop
             oldest := least(oldest, mq._oldest_ready(_count_slot.queue_id, _count_slot.slot, v_lane));
@@ -145,6 +162,10 @@ declare
     v_hi_xids xid8[];
     v_oldest  timestamptz;
 begin
+    if mq._is_transactional(_oldest_ready.queue_id) then
+        execute format('select mq._first_%s_%s($1, false)', _oldest_ready.queue_id, _oldest_ready.slot) into v_oldest using _oldest_ready.lane;
+        return v_oldest;
+    end if;
     execute replace($x$
         select y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
         from mq.block_{t} as y

@@ -2,10 +2,13 @@
 create or replace function mq._check_settings(q mq.queue) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+    if q.mode not in ('lease', 'transaction') then
+        perform mq._invalid('mode', format('"%s" is not a mode.', left(q.mode, 100)), 'Use ''lease'' or ''transaction''.');
+    end if;
     if q.mode = 'transaction' then
-        perform mq._not_yet('mode "transaction"');
-    elsif q.mode <> 'lease' then
-        perform mq._invalid('mode', format('"%s" is not a mode.', left(q.mode, 100)), 'Use ''lease''.');
+        perform mq._not_yet('max_depth in mode "transaction"') where q.max_depth is not null;
+        perform mq._not_yet('dedup_window 0 in mode "transaction"') where q.dedup_window = '0';
+        perform mq._not_yet('retention in mode "transaction"') where q.retention > '0';
     end if;
     perform mq._check_timeout(q.visibility_timeout);
     if q.max_attempts not between 1 and 32000 then
@@ -120,6 +123,12 @@ begin
     return not mq._is_at_home(_is_copy.home) or mq._ran_backwards(_is_copy.queue_id);
 end $$;
 
+create or replace function mq._is_transactional(queue_id int) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (select from mq.queue as q where q.queue_id = _is_transactional.queue_id and q.mode = 'transaction');
+end $$;
+
 -- Whether a statement may see less than those that ran before it.
 create or replace function mq._is_stale_snapshot() returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -208,7 +217,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where sequences and c.relnamespace = 'mq'::regnamespace and c.relkind = 'S'
-                  and c.relname ~ ('^(register|msg_id|notified|waiting|lanes|room|counted)_' || _lock_tables.queue_id || '$|^(last_)?ticket_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(register|msg_id|notified|waiting|lanes|room|counted)_' || _lock_tables.queue_id || '$|^((last_)?ticket|mark_no|strike|strike_xid)_' || _lock_tables.queue_id || '_[0-9]+$')
                 order by c.relname !~ '^register', c.oid
             loop
                 execute format('alter sequence mq.%I no cycle', v_table);
@@ -216,7 +225,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
-                  and c.relname ~ ('^(log|block|lease|settlement|deferred|timer|promotion)_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || _lock_tables.queue_id || '_[0-9]+$')
                 order by c.oid
             loop
                 execute format('lock table mq.%I in access exclusive mode', v_table);

@@ -1,5 +1,6 @@
 -- A receipt names one lease: queue.slot.subscription.lane.block.slice.part.xid.token. Positions are used again after a
--- rollback or a crash, and slots after a rotation; the token, which the lease row stores, is not.
+-- rollback or a crash, and slots after a rotation; the token, which the lease row stores, is not. In transaction mode it
+-- names one call of dequeue, by the token: subscription and position are 0.
 create or replace function mq._parse_receipt(queue text, queue_id int, receipt text, out slot int, out subscription smallint,
                                              out lane smallint, out block_no bigint, out slice int, out part int, out xid xid8, out token bigint)
 language plpgsql set search_path = pg_catalog, pg_temp as $$

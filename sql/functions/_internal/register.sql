@@ -152,6 +152,20 @@ begin
     return ('mq.subscription'::regclass::oid::bigint & 2147483647)::int;
 end $$;
 
+-- Of messages in transaction mode, by _message_key, and, below 0, of registers of strikes. Of its own, so that pg_locks tells
+-- which messages open transactions have.
+create or replace function mq._message_class() returns int
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return ('mq.segment'::regclass::oid::bigint & 2147483647)::int;
+end $$;
+
+create or replace function mq._message_key(queue_id int, msg_id bigint) returns int
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (hashint8extended(_message_key.msg_id, _message_key.queue_id) & 2147483647)::int;
+end $$;
+
 create or replace function mq._lock_key(queue_id int, no int) returns int
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin

@@ -50,8 +50,7 @@ begin
     select array_agg(x.slot order by coalesce(g.segment, 9223372036854775807), x.slot) into a_old
     from mq.slot as x left join mq.segment as g on g.queue_id = x.queue_id and g.slot = x.slot
     where x.queue_id = q.queue_id and x.slot <> v_new and g.drained_at is null;
-    execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}; alter table mq.log_{t} disable trigger sealed',
-                    '{t}', q.queue_id || '_' || v_new);
+    execute format('truncate %s; alter table mq.log_%s_%s disable trigger sealed', mq._slot_tables(q.queue_id, v_new), q.queue_id, v_new);
     foreach v_slot in array a_old loop
         perform mq._fence(format('log_%s_%s', q.queue_id, v_slot));
         execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
@@ -61,7 +60,7 @@ begin
         select q.queue_id, f.msg_id, f.settled_at, f.enqueued_at, f.attempt, f.payload, f.headers, f.extra, f.lane
         from mq._fates(q.queue_id, v_slot) as f where f.state = 'completed' and q.retention > '0';
         perform mq._add_to_tally(q.queue_id, v_slot);
-        execute replace('truncate mq.log_{t}, mq.block_{t}, mq.lease_{t}, mq.settlement_{t}', '{t}', q.queue_id || '_' || v_slot);
+        execute 'truncate ' || mq._slot_tables(q.queue_id, v_slot);
     end loop;
     execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
                    ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
@@ -106,6 +105,7 @@ begin
     -- the home is none (_distrust_row): not the one that it was, either, for the data may go back there. Upkeep puts that right.
     v_register := coalesce(pg_sequence_last_value(q.register), 0);
     perform mq._set_register(q.queue_id, q.register, v_new, mq._head_besides(v_register, v_new), 0, true, null);
+    perform mq._write_register(q.queue_id, q.register, 0, 1::bigint << 31) where q.mode = 'transaction';
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     return true;
 end $f$;
@@ -142,7 +142,7 @@ begin
         $x$, '{xid}', case when to_set = 1 then '''0''' else 'pg_current_xact_id()' end), '{a}', _copy_deferred.queue_id || '_' || from_set), '{b}', _copy_deferred.queue_id || '_' || to_set);
 end $f$;
 
--- Whether the newest block of a live slot was opened, or something was promoted, with a transaction id that this cluster has
+-- Whether the newest block (or mark) of a live slot was made, or something was promoted, with a transaction id that this cluster has
 -- not reached.
 create or replace function mq._ran_backwards(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -154,8 +154,10 @@ begin
     for v_slot, v_lane in
         select x, u.lane from mq._live_slots(_ran_backwards.queue_id) as x cross join unnest(mq._lanes(_ran_backwards.queue_id)) as u (lane)
     loop
-        execute replace('select b.prev from mq.block_{t} as b where b.subscription = 1 and b.lane = $1'
-                        ' order by b.subscription desc, b.lane desc, b.block_no desc limit 1', '{t}', _ran_backwards.queue_id || '_' || v_slot)
+        execute replace(case when mq._is_transactional(_ran_backwards.queue_id)
+                             then 'select b.prev from mq.mark_{t} as b where b.lane = $1 order by b.lane desc, b.no desc limit 1'
+                             else 'select b.prev from mq.block_{t} as b where b.subscription = 1 and b.lane = $1'
+                                  ' order by b.subscription desc, b.lane desc, b.block_no desc limit 1' end, '{t}', _ran_backwards.queue_id || '_' || v_slot)
             into v_prev using v_lane;
         if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
             return true;

@@ -103,6 +103,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_done boolean;
 begin
+    if mq._is_transactional(_is_exhausted.queue_id) then
+        return mq._is_consumed(_is_exhausted.queue_id, _is_exhausted.slot);
+    end if;
     execute replace($x$
         select bool_and(not coalesce(mq._look_{t}(u.lane, b.prev, b.cur), true)
            and not exists (
@@ -123,6 +126,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_done boolean;
 begin
+    if mq._is_transactional(_is_drained.queue_id) then
+        return mq._is_consumed(_is_drained.queue_id, _is_drained.slot);
+    end if;
     execute replace($x$
         select not exists (
             select from unnest($1) as u (lane)
@@ -140,6 +146,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_count int;
 begin
+    if mq._is_transactional(_move_survivors.queue_id) then
+        return 0;       -- no transaction can be moved
+    end if;
     execute replace($x$
         insert into mq.survivor (queue_id, token, msg_id, leased_until, enqueued_at, attempt, payload, headers, extra, lane)
         select $1, l.token, m.msg_id, m.due_at, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane
@@ -169,10 +178,15 @@ declare
     v_settled   bigint;
     v_undelivered bigint;
 begin
-    execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _add_to_tally.queue_id, _add_to_tally.slot)
-        into v_delivered;
-    execute format('select sum(s.n) filter (where s.outcome = ''acked''), sum(s.n) filter (where s.outcome = ''undelivered'' and s.msg_ids is not null)'
-                   ' from mq.settlement_%1$s_%2$s as s', _add_to_tally.queue_id, _add_to_tally.slot) into v_settled, v_undelivered;
+    if mq._is_transactional(_add_to_tally.queue_id) then
+        execute format('select count(*) filter (where t.no = 0 and t.outcome is null), count(*) filter (where t.no = 0 and t.outcome is null) - count(*) filter (where t.no = 1)'
+                       ' from mq.taken_%1$s_%2$s as t', _add_to_tally.queue_id, _add_to_tally.slot) into v_delivered, v_settled;
+    else
+        execute format('select sum(l.n) filter (where l.leased_until > ''-infinity'') from mq.lease_%1$s_%2$s as l', _add_to_tally.queue_id, _add_to_tally.slot)
+            into v_delivered;
+        execute format('select sum(s.n) filter (where s.outcome = ''acked''), sum(s.n) filter (where s.outcome = ''undelivered'' and s.msg_ids is not null)'
+                       ' from mq.settlement_%1$s_%2$s as s', _add_to_tally.queue_id, _add_to_tally.slot) into v_settled, v_undelivered;
+    end if;
     with old as (delete from mq.tally as y where y.queue_id = _add_to_tally.queue_id returning y.*)
     insert into mq.tally (queue_id, delivered, settled, forgotten_until, forgotten_id)
     select _add_to_tally.queue_id, coalesce(sum(o.delivered), 0) + coalesce(v_delivered, 0) - coalesce(v_undelivered, 0), coalesce(sum(o.settled), 0) + coalesce(v_settled, 0),
@@ -232,7 +246,7 @@ begin
     end if;
     perform mq._take_slot(_free.queue_id, _free.slot);
     perform mq._forget_slot(_free.queue_id, _free.slot);
-    execute format('truncate mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s', _free.queue_id, _free.slot);
+    execute 'truncate ' || mq._slot_tables(_free.queue_id, _free.slot);
     delete from mq.segment as s where s.queue_id = _free.queue_id and s.slot = _free.slot;
     update mq.slot as s set freed_at = clock_timestamp(), made_by = pg_current_xact_id() where s.queue_id = _free.queue_id and s.slot = _free.slot;
 end $$;
@@ -254,8 +268,7 @@ end $$;
 create or replace function mq._take_slot(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    execute format('lock table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s in access exclusive mode nowait',
-                   _take_slot.queue_id, _take_slot.slot);
+    execute format('lock table %s in access exclusive mode nowait', mq._slot_tables(_take_slot.queue_id, _take_slot.slot));
 end $$;
 
 -- LOCK takes no sequences, so the drop waits for who drew a ticket there, but for an instant only.
@@ -265,7 +278,9 @@ declare
     v_routine regprocedure;
 begin
     perform mq._take_slot(_drop_slot.queue_id, _drop_slot.slot);
-    execute format('drop table mq.log_%1$s_%2$s, mq.block_%1$s_%2$s, mq.lease_%1$s_%2$s, mq.settlement_%1$s_%2$s cascade; drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade', _drop_slot.queue_id, _drop_slot.slot);
+    execute format('drop table %s cascade', mq._slot_tables(_drop_slot.queue_id, _drop_slot.slot));
+    execute format(case when mq._is_transactional(_drop_slot.queue_id) then 'drop sequence mq.mark_no_%1$s_%2$s cascade'
+                        else 'drop sequence mq.ticket_%1$s_%2$s, mq.last_ticket_%1$s_%2$s cascade' end, _drop_slot.queue_id, _drop_slot.slot);
     for v_routine in select x from mq._generated(_drop_slot.queue_id, _drop_slot.slot) as x loop
         execute format('drop function %s cascade', v_routine);
     end loop;
@@ -285,8 +300,8 @@ begin
     where s.queue_id = q.queue_id and s.closed_at is null order by s.segment desc limit 1;
     execute format('select exists (select from mq.log_%s_%s)', q.queue_id, v_slot) into v_rows;
     return v_rows and (v_since < clock_timestamp() - q.segment_age
-        or (select sum(pg_total_relation_size(format('mq.%s_%s_%s', t, q.queue_id, v_slot)::regclass))
-            from unnest(array['log', 'block', 'lease', 'settlement']) as t) > q.segment_bytes);
+        or (select sum(pg_total_relation_size(to_regclass(format('mq.%s_%s_%s', t, q.queue_id, v_slot))))
+            from unnest(array['log', 'block', 'lease', 'settlement', 'taken', 'mark']) as t) > q.segment_bytes);
 end $$;
 
 -- Lets consumers skip segments that have nothing left to claim, as far as an earlier transaction found: the register is not

@@ -76,6 +76,9 @@ declare
     v_taken mq._taken[];
 begin
     r := mq._parse_receipt(_settle.queue, _settle.queue_id, _settle.receipt);
+    if r.subscription = 0 then
+        return mq._settle_taken(_settle.queue_id, r.slot, r.token, _settle.outcome, _settle.msg_ids);
+    end if;
     if mq._has_slot(_settle.queue_id, r.slot) then
         execute 'select array_agg(x) from mq._settle_' || _settle.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5, $6, $7, $8) as x'
             into v_taken using r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, _settle.outcome, _settle.msg_ids;

@@ -1,4 +1,5 @@
--- A slot is the four insert-only tables of one segment. It is filled, drained, truncated and used again.
+-- A slot is the insert-only tables of one segment. It is filled, drained, truncated and used again. What is beside the log
+-- depends on the mode of its queue.
 create or replace function mq._create_slot(queue_id int, slot int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
@@ -14,7 +15,10 @@ begin
         extra       jsonb       -- what few messages have, an object: h, the history of its attempts; e, when it expires, in microseconds
     ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
     create index log_{t}_order on mq.log_{t} (lane, xid, msg_id);
-
+    create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
+    alter table mq.log_{t} enable always trigger sealed;
+    $x$, _create_slot.queue_id, _create_slot.slot);
+    execute mq._fill_template(case when mq._is_transactional(_create_slot.queue_id) then mq._tables_of_transactions() else $x$
     -- What a lane's cursor advanced by, cut into slices of the opener's n. The newest block of a lane is the cursor.
     create table mq.block_{t} (
         subscription smallint not null,
@@ -83,14 +87,55 @@ begin
     -- last ticket << 14 | size of the slices: of the newest block, or of one whose opener rolled back; size 0 if many are
     -- short. A hint whether _take_one_0 and _claim_0 are worth trying.
     create sequence mq.last_ticket_{t};
-
-    create trigger sealed before insert on mq.log_{t} for each row execute function mq._redirect_message();
-    alter table mq.log_{t} enable always trigger sealed;
-    $x$, _create_slot.queue_id, _create_slot.slot);
+    $x$ end, _create_slot.queue_id, _create_slot.slot);
     perform mq._shut('_' || _create_slot.queue_id || '_' || _create_slot.slot);
     insert into mq.slot (queue_id, slot) values (_create_slot.queue_id, _create_slot.slot);
     perform mq._create_slot_functions(_create_slot.queue_id, _create_slot.slot);
 end $f$;
+
+-- What a slot has beside its log in a queue of mode transaction (_internal/template_transaction.sql).
+create or replace function mq._tables_of_transactions() returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
+begin
+    return $x$
+    create table mq.taken_{t} (
+        xid     xid8 not null,          -- with msg_id, the message
+        msg_id  bigint not null,
+        no      smallint not null default 0,        -- 1: it was given back by who took it
+        lane    smallint not null,
+        attempt smallint not null,
+        outcome text,                   -- null: delivered
+        call    bigint,                 -- the dequeue that delivered it, which the receipt names
+        taker   xid8 not null default pg_current_xact_id(),
+        at      timestamptz not null default clock_timestamp(),
+        constraint taken_{t}_pkey primary key (xid, msg_id, no)
+    ) with (autovacuum_enabled = false);
+    create index taken_{t}_call on mq.taken_{t} (call);
+
+    create table mq.mark_{t} (
+        lane      smallint not null,
+        no        bigint not null,
+        prev      pg_snapshot not null, -- all that is visible here is taken, but for what is held out
+        cur       pg_snapshot,          -- the window it is inside; null: that is used up
+        next_xid  xid8,                 -- all before this position is taken, too
+        next_id   bigint,
+        held_xids xid8[] not null,
+        held_ids  bigint[] not null,
+        constraint mark_{t}_pkey primary key (lane, no)
+    ) with (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+    create sequence mq.mark_no_{t};
+    $x$;
+end $f$;
+
+-- The tables of a slot, as SQL lists them.
+create or replace function mq._slot_tables(queue_id int, slot int) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (
+        select string_agg(format('mq.%I', c.relname), ', ' order by c.oid) from pg_class as c
+        where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
+          and c.relname ~ format('^(log|block|lease|settlement|taken|mark)_%s_%s$', _slot_tables.queue_id, _slot_tables.slot));
+end $$;
 
 -- Whoever makes slots or generated functions does so alone: an upgrade must not miss what another is about to make from
 -- the old templates, and the dispatchers are one for all. They are made from what the snapshot shows, so that must not be
@@ -170,7 +215,7 @@ declare
     v_acks   text[];
 begin
     perform mq._create_append();
-    for s in select d.queue_id, d.slot from mq._dispatched() as d loop
+    for s in select d.queue_id, d.slot from mq._dispatched() as d where not mq._is_transactional(d.queue_id) loop
         v_keys := v_keys || (s.queue_id::bigint * 65536 + s.slot)::text;
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
         v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
@@ -259,8 +304,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_template text;
 begin
-    foreach v_template in array array[
-        mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_expire(), mq._template_settle(), mq._template_sweep()]
+    foreach v_template in array case when mq._is_transactional(_create_slot_functions.queue_id)
+        then array[mq._template_append_batch(), mq._template_transaction()]
+        else array[mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_expire(), mq._template_settle(), mq._template_sweep()] end
     loop
         execute mq._fill_template(v_template, _create_slot_functions.queue_id, _create_slot_functions.slot);
     end loop;

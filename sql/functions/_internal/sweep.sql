@@ -29,6 +29,9 @@ declare
 begin
     again := '{}'::mq._taken[];
     taken := 0;
+    if mq._is_transactional(_sweep.queue_id) then
+        return;         -- it has no leases
+    end if;
     begin
         v_locked := pg_try_advisory_lock(mq._lock_class(), c_key);
         if v_locked then

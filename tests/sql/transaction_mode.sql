@@ -1,0 +1,160 @@
+select plan(76);
+
+-- Begin, dequeue, work, commit.
+select test.forget('tx');
+select test.forget('tx.lease');
+select mq.create_queue('tx', mode => 'transaction', max_attempts => 3, retry_backoff => '0');
+create function pg_temp.next(n int default 1) returns text language plpgsql as $$
+declare
+    v_text text;
+begin
+    select string_agg(concat(d.payload #>> '{}', case when d.attempt > 1 then '*' || d.attempt end), ' ') into v_text from mq.dequeue('tx', n) as d;
+    return v_text;
+end $$;
+create function pg_temp.put(variadic messages text[]) returns void language plpgsql as $$
+begin
+    perform mq.enqueue_batch('tx', (select array_agg(to_jsonb(x) order by o) from unnest(messages) with ordinality as u (x, o)));
+end $$;
+create function pg_temp.stats(out ready bigint, out deferred bigint, out leased bigint, out dead bigint, out delivered bigint, out settled bigint) language sql as $$
+    select s.ready, s.deferred, s.leased, s.dead, s.delivered_total, s.settled_total from mq.queue_stats('tx') as s
+$$;
+
+select is((select settings ->> 'mode' from mq.queues() where name = 'tx'), 'transaction', 'a queue has a mode');
+select is(pg_temp.next(), null, 'it is empty at first');
+select pg_temp.put('a', 'b', 'c');
+select is(pg_temp.next(), 'a', 'a message is delivered');
+select is(pg_temp.next(10), 'b c', 'others in their order');
+select is(pg_temp.next(), null, 'and each once');
+select is((mq.message_status('tx', 1)).state, 'completed', 'commit settles them');
+select ok((mq.message_status('tx', 1)).settled_at is not null, 'at a time');
+select is((select concat_ws(' ', ready, deferred, leased, dead, delivered, settled) from pg_temp.stats()), '0 0 0 0 3 3', 'they are counted');
+
+-- Rollback.
+select pg_temp.put('d', 'e');
+begin;
+select is(pg_temp.next(10), 'd e', 'what is dequeued');
+select is((mq.message_status('tx', 4)).state, 'completed', 'is done for its own transaction');
+rollback;
+select is((mq.message_status('tx', 4)).state, 'ready', 'but is there again after a rollback');
+select is((select string_agg(payload #>> '{}', ' ') from mq.peek('tx')), 'd e', 'peek shows it');
+select is(pg_temp.next(10), 'd*2', 'those come one by one, with the attempt counted');
+select is(pg_temp.next(10), 'e*2', 'so that a poison is found out');
+
+-- A poison.
+select pg_temp.put('poison');
+begin;
+select is(pg_temp.next(), 'poison', 'the first attempt');
+rollback;
+begin;
+select is(pg_temp.next(), 'poison*2', 'the second');
+rollback;
+begin;
+select is(pg_temp.next(), 'poison*3', 'the last');
+rollback;
+begin;
+select is(pg_temp.next(), null, 'it is not tried any more');
+rollback;
+select is((select count(*) from mq.dead_letters('tx')), 0::bigint, 'nobody has committed that yet');
+select is(mq.sweep_stale('tx'), 1, 'upkeep does');
+select results_eq($$ select payload #>> '{}', attempts, reason, history -> 0 ->> 'outcome' from mq.dead_letters('tx') $$,
+    $$ values ('poison', 3, 'rolled back', 'rolled back') $$, 'it is a dead letter');
+select is(mq.redrive('tx'), 1, 'it may be put back');
+select is(mq.sweep_stale('tx'), 1, 'it joins the others');
+begin;
+select is(pg_temp.next(), 'poison', 'and begins anew');
+rollback;
+begin;
+select is(pg_temp.next(), 'poison*2', 'whatever was counted before');
+rollback;
+select is(pg_temp.next(), 'poison*3', 'as often as any other');
+
+-- Settling.
+select pg_temp.put('f', 'g', 'h');
+begin;
+create temporary table took on commit drop as select * from mq.dequeue('tx', 3);
+select is(count(distinct receipt), 1::bigint, 'one call has one receipt') from took;
+select is(min(leased_until), '9999-12-31 00:00+00'::timestamptz, 'it has no deadline') from took;
+select is(mq.extend('tx', min(receipt)), '9999-12-31 00:00+00'::timestamptz, 'extend changes nothing') from took;
+select is(mq.ack('tx', min(receipt)), 3, 'nor does ack, which says how many there are') from took;
+select is(mq.nack('tx', (select min(receipt) from took), array[msg_id], delay => '0', reason => 'no'), 1, 'nack gives one back') from took where payload = '"g"';
+select is(mq.nack('tx', (select min(receipt) from took), array[msg_id]), 0, 'once') from took where payload = '"g"';
+select is(mq.nack('tx', (select min(receipt) from took), array[msg_id], dead => true, reason => 'bad'), 1, 'or gives one up') from took where payload = '"h"';
+select is(mq.ack('tx', min(receipt)), 1, 'then one is left') from took;
+select throws_ok(format('select mq.ack(''tx'', %L, array[%s], strict => true)', receipt, msg_id), 'MQ003', null, 'strict says that the others are not') from took where payload = '"g"';
+select min(receipt) as receipt from took \gset
+commit;
+select is(mq.ack('tx', :'receipt'), 1, 'a receipt is good after the commit');
+select is(mq.nack('tx', :'receipt'), 0, 'but nothing can be given back');
+select lives_ok(format('select * from mq.dequeue(''tx'', ack => %L)', :'receipt'), 'dequeue takes it, too');
+select throws_ok($$ select * from mq.dequeue('tx', ack => 'no') $$, 'MQ004', null, 'if it is one');
+select is((select reason from mq.dead_letters('tx')), 'bad', 'what was given up is dead');
+select is((select history -> 0 ->> 'reason' from mq.dead_letters('tx')), 'bad', 'with its history');
+select is(pg_temp.next(), null, 'what is due waits for upkeep');
+select is(mq.sweep_stale('tx'), 1, 'which lets it join');
+select is(pg_temp.next(), 'g*2', 'with the attempt counted');
+select pg_temp.put('snooze');
+begin;
+select mq.nack('tx', d.receipt, delay => '0', count_attempt => false) from mq.dequeue('tx') as d \g /dev/null
+commit;
+select mq.sweep_stale('tx') \g /dev/null
+select is(pg_temp.next(), 'snooze', 'or not, where it is only put off');
+
+-- Priorities, ttl, delays, cancel.
+select mq.enqueue('tx', to_jsonb(p), priority => p) from generate_series(0, 9) as p \g /dev/null
+select pg_temp.put('plain');
+select is(string_agg(pg_temp.next(), ' '), '9 8 7 6 5 4 plain 3 2 1 0', 'priorities are strict') from generate_series(1, 11);
+select mq.enqueue('tx', '"late"', ttl => '1 minute') as late \gset
+select mq.enqueue('tx', '"in time"', ttl => '1 hour') \g /dev/null
+do $$ begin execute format('update mq.log_%s_1 set extra = ''{"e": 1}'' where payload = ''"late"''', test.queue_id('tx')); end $$;
+select is((mq.message_status('tx', :late)).reason, 'expired', 'what was not delivered in time counts as dead');
+select is(pg_temp.next(), 'in time', 'and is not delivered');
+select is(pg_temp.next(), null, 'never');
+select is((select reason from mq.dead_letters('tx') where msg_id = :late), 'expired', 'but buried');
+select mq.enqueue('tx', '"later"', delay => '1 hour', priority => 7) as later \gset
+select mq.sweep_stale('tx') \g /dev/null
+select is((mq.message_status('tx', :later)).state, 'deferred', 'a delayed message waits');
+select test.make_due('tx');
+select is((mq.message_status('tx', :later)).state, 'ready', 'until it is due');
+select is(mq.sweep_stale('tx'), 1, 'then it joins');
+select is(pg_temp.next(), 'later', 'and is delivered');
+select mq.enqueue('tx', '"cancelled"') as cancelled \gset
+select is(mq.cancel('tx', :cancelled), true, 'what waits can be cancelled');
+select is(pg_temp.next(), null, 'then it is not delivered');
+select is((mq.message_status('tx', :cancelled)).state, 'cancelled', 'its state says so');
+select is(mq.cancel('tx', :cancelled), false, 'once');
+select mq.enqueue('tx', '"cancelled"', delay => '1 hour') as cancelled \gset
+select is(mq.cancel('tx', :cancelled), true, 'also what is deferred');
+select test.make_due('tx');
+select is(mq.sweep_stale('tx'), 0, 'then it never joins');
+
+-- Options of other kinds.
+select mq.enqueue('tx', '"first"', dedup_key => 'k') as first \gset
+select is(mq.enqueue('tx', '"second"', dedup_key => 'k'), :first::bigint, 'a dedup key is kept');
+select isnt(mq.enqueue('tx', '"third"', dedup_key => 'k', on_duplicate => 'replace'), :first::bigint, 'or its message is replaced');
+select is(pg_temp.next(10), 'third', 'and only the new one delivered');
+select mq.enqueue('tx', '"request"') as request \gset
+begin;
+select mq.ack('tx', d.receipt, result => '42') from mq.dequeue('tx') as d \g /dev/null
+commit;
+select is(mq.wait_for('tx', :request), '42', 'a result is kept');
+select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', max_depth => 1) $$, '0A000', null, 'there is no max_depth');
+select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', retention => '1 day') $$, '0A000', null, 'no retention');
+select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', dedup_window => '0') $$, '0A000', null, 'and no dedup_window of 0');
+
+-- Bounds.
+select throws_ok($$ select mq.alter_queue('tx', mode => 'lease') $$, '22023', null, 'the mode stays what it is');
+select lives_ok($$ select mq.alter_queue('tx', mode => 'transaction', max_attempts => 5) $$, 'other settings do not');
+select mq.enqueue_batch('tx', (select array_agg(to_jsonb(i)) from generate_series(1, 1200) as i)) \g /dev/null
+begin;
+select is((select count(*) from mq.dequeue('tx', 5000)), 1000::bigint, 'a transaction takes at most 1000');
+select throws_ok($$ select * from mq.dequeue('tx') $$, 'MQ007', null, 'and is told so');
+commit;
+begin isolation level repeatable read;
+select throws_ok($$ select * from mq.dequeue('tx') $$, '0A000', null, 'its snapshot must be new');
+rollback;
+select is(mq.purge_queue('tx'), 200::bigint, 'what was not consumed can be purged');
+select is(pg_temp.next(), null, 'then nothing is left');
+select lives_ok($$ select mq.drop_queue('tx') $$, 'the queue can be dropped');
+select is((select count(*) from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relname ~ '^(taken|mark|strike|mark_no)_'), 0::bigint, 'with all that it had');
+
+select * from finish();
