@@ -237,7 +237,9 @@ def test_a_register_is_written_by_one_function(installed: psycopg.Connection) ->
         (name, sequence)
         for name, source in rows
         for sequence in calls.findall(without_comments(source))
-        if not re.search(r"\b(v_)?(msg_ids?|waiting|notified|room|strikes?|(last_)?ticket)(\b|_)", sequence)
+        if not re.search(
+            r"\b(v_)?(msg_ids?|waiting|notified|room|strikes?|(last_)?ticket)(\b|_)", sequence
+        )
     ]
     assert written == [("_write_register", "_write_register.register")]
 
