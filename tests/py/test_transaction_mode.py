@@ -438,3 +438,22 @@ def test_consumers_refuse_such_a_queue_and_lose_nothing(
     with pytest.raises(mq.NotSupported, match="mode transaction"):
         list(mq.consume(database, "q", stop_when_empty=True))
     assert take(conn) == ["a"]
+
+
+# -- copies and upgrades ----------------------------------------------------------------------------
+
+
+def test_a_copy_is_repaired(conn: psycopg.Connection, session: Connect) -> None:
+    fill(conn, 4)
+    assert take(conn) == [1]
+    a = session()
+    assert take(a) == [2]
+    a.rollback()
+    race.from_elsewhere(conn, "q")
+    assert take(conn) == []  # it repairs
+    assert take(conn, 10) == [2, 3, 4]
+    put(conn, "new")
+    assert take(conn, 10) == ["new"]
+    conn.execute("select mq._lock_generated('test'), mq._regenerate()")
+    put(conn, "newer")
+    assert take(conn, 10) == ["newer"]

@@ -7,7 +7,7 @@
 --
 -- A message has a register until it is taken. There are 16, which are as many suspects as can be tried at a time; the
 -- others wait for their turn. So deliveries never exceed max_attempts, except that a crash of the server may lose what was
--- counted in its last moments, and a VACUUM FREEZE who was the last to roll back.
+-- counted in its last moments, and a VACUUM that freezes, which upkeep never needs, who was the last to roll back: one more each.
 --
 -- The register of a message that is not taken is written only by who has that message locked. One whose message is taken
 -- may be taken over by anybody, under the register's own lock, which is only tried.
