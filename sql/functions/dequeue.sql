@@ -92,7 +92,7 @@ begin
         perform mq._invalid('n', format('%s is not between 1 and 10000.', coalesce(dequeue.n::text, 'null')), 'Ask for at most 10000 messages at a time.');
     end if;
     -- The register is null once the queue was dropped.
-    select x.queue_id, x.mode, x.visibility_timeout, x.max_attempts, x.register, x.paused, x.home, x.priority_ageing, pg_sequence_last_value(x.register) as content
+    select x.queue_id, x.mode, x.visibility_timeout, x.max_attempts, x.register, x.lanes, x.paused, x.home, x.priority_ageing, pg_sequence_last_value(x.register) as content
     into q from mq.queue as x where x.name = dequeue.queue;
     v_register := q.content;
     if not mq._is_at_home(q.home) then
@@ -127,7 +127,9 @@ begin
         v_give_up := clock_timestamp() + interval '50 milliseconds';
         if not q.paused then
             v_open := v_register & 65535;
-            v_has_lanes := mq._has_lanes(v_register);
+            -- In transaction mode the bit is always there; with one lane, and one segment, there is nothing to choose.
+            v_has_lanes := mq._has_lanes(v_register)
+                and (q.mode = 'lease' or (v_register >> 16) & 32767 <> v_open or pg_sequence_last_value(q.lanes) is not null);
             if v_has_lanes then
                 return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, v_open, dequeue.n, v_vt, v_begun, v_give_up);
                 get diagnostics v_count = row_count;

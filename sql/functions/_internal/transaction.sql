@@ -7,7 +7,7 @@ begin
     return timestamptz '9999-12-31 00:00:00+00';
 end $$;
 
--- Each message that a transaction takes keeps a lock: at most 1000 of them.
+-- Each message that a transaction takes keeps a lock: at most 1000 of them. How many it may take yet.
 create or replace function mq._claims_left() returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -17,12 +17,6 @@ begin
         perform mq._too_many_claims();
     end if;
     return 1000 - v_claims;
-end $$;
-
-create or replace function mq._count_claims(n int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    perform set_config('mq.claims', (1000 - mq._claims_left() + _count_claims.n)::text, true);
 end $$;
 
 -- Settles what a call of dequeue took, or some of it, as mq._settle does. It is acknowledged already: that only says which
