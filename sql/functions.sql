@@ -5,6 +5,7 @@
 \ir functions/_internal/snapshot.sql
 \ir functions/_internal/queue.sql
 \ir functions/_internal/dedup.sql
+\ir functions/_internal/key.sql
 \ir functions/_internal/notify.sql
 \ir functions/_internal/fence.sql
 \ir functions/_internal/template_append.sql

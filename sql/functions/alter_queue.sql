@@ -16,7 +16,9 @@ create or replace function mq.alter_queue(
     result_retention interval default null,
     max_depth bigint default null,
     overflow text default null,
-    dedup_window interval default null
+    dedup_window interval default null,
+    max_in_flight_per_key int default null,
+    fair boolean default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
@@ -46,6 +48,8 @@ begin
     -- Without a limit there is nothing to do about it.
     q.overflow := coalesce(alter_queue.overflow, case when q.max_depth is null then 'reject' else q.overflow end);
     q.dedup_window := coalesce(alter_queue.dedup_window, q.dedup_window);
+    q.max_in_flight_per_key := nullif(coalesce(alter_queue.max_in_flight_per_key, q.max_in_flight_per_key), 0);
+    q.fair := coalesce(alter_queue.fair, q.fair);
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.result_retention := coalesce(alter_queue.result_retention, q.result_retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
@@ -64,6 +68,8 @@ begin
         max_depth = q.max_depth,
         overflow = q.overflow,
         dedup_window = q.dedup_window,
+        max_in_flight_per_key = q.max_in_flight_per_key,
+        fair = q.fair,
         retention = q.retention,
         result_retention = q.result_retention,
         notify = q.notify,
@@ -83,8 +89,8 @@ begin
     end if;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval) is
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
-queue, and the settings of create_queue, of which mode must be what it is; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room.
+queue, and the settings of create_queue, of which mode must be what it is; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room. max_in_flight_per_key: 0 for no limit any more; it and fair hold for what is admitted from then on.
 Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify or max_depth any queue; 0A000 a setting of a later version, or notify or max_depth outside READ COMMITTED.
 Role: mq_admin.';

@@ -17,7 +17,9 @@ create or replace function mq.create_queue(
     result_retention interval default '1 hour',
     max_depth bigint default null,
     overflow text default 'reject',
-    dedup_window interval default '5 minutes'
+    dedup_window interval default '5 minutes',
+    max_in_flight_per_key int default null,
+    fair boolean default false
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -28,7 +30,7 @@ begin
                             'Use 1 to 48 letters, digits, underscores, dots and hyphens.');
     end if;
     if num_nulls(mode, visibility_timeout, max_attempts, retry_backoff, retry_backoff_max, retention, notify, segment_age, segment_bytes, if_not_exists,
-                 retry_policy, retry_jitter, result_retention, overflow, dedup_window) > 0 then
+                 retry_policy, retry_jitter, result_retention, overflow, dedup_window, fair) > 0 then
         perform mq._null_argument('a setting of create_queue');
     end if;
     q.name := create_queue.queue;
@@ -44,6 +46,8 @@ begin
     q.max_depth := create_queue.max_depth;
     q.overflow := create_queue.overflow;
     q.dedup_window := create_queue.dedup_window;
+    q.max_in_flight_per_key := create_queue.max_in_flight_per_key;
+    q.fair := create_queue.fair;
     q.retention := create_queue.retention;
     q.result_retention := create_queue.result_retention;
     q.notify := create_queue.notify;
@@ -83,6 +87,7 @@ begin
     perform setval(format('mq.waiting_%s', q.queue_id)::regclass, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
     perform mq._set_register(q.queue_id, q.register, 1, 1, 0, false, mq._home_bits(q.home));
     perform mq._create_deferral(q.queue_id);
+    perform mq._create_keys(q.queue_id);
     if q.mode = 'transaction' then
         perform mq._create_strikes(q.queue_id);
         perform mq._write_register(q.queue_id, q.register, 0, 1::bigint << 31);     -- dequeue goes the way that knows of it
@@ -96,7 +101,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease'' (default): a message is leased, and then acknowledged. ''transaction'': it is consumed when the transaction that dequeued it commits, and is there again at once when that rolls back.
@@ -110,6 +115,8 @@ priority_ageing: by how much the oldest message of a priority must wait to be on
 max_depth: how many messages may wait, ready or delayed; default any number. What comes back to be tried again always may.
 overflow: what is done with a new message for which there is no room: ''reject'' it (MQ008; default), or make room by removing the oldest that are ready: ''drop_oldest'', or ''dead_letter'' (reason "overflow").
 dedup_window: for how long a dedup_key is taken, from when its first message was enqueued; 0: until that message is settled; default 5 minutes.
+max_in_flight_per_key: how many messages of one ordering_key may be under lease, which is always one lease; default any number.
+fair: ordering keys have their turn one after the other, a message each as long as there are enough of them; default false: the key with the oldest message first, as many as are asked for.
 retention: how long maintain() keeps what is settled, for rewind and history; default 0, not at all. Kept segments hold a slot each: segment_age is best a twentieth of it or more.
 result_retention: how long results and progress are kept, at least; default 1 hour.
 notify: auto (wake consumers that wait), always, never.

@@ -35,7 +35,7 @@ begin
     for v_table in
         select c.oid from pg_class as c
         where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
-          and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$')
+          and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || q.queue_id || '_[0-9]+$|^(parked|line|key|turn)_' || q.queue_id || '$')
     loop
         execute format('drop table %s cascade', v_table);
     end loop;

@@ -33,14 +33,14 @@ begin
     if enqueue.payload is null then
         perform mq._null_argument('payload');
     end if;
-    perform mq._check_options(enqueue.ordering_key);
     perform mq._check_dedup(enqueue.dedup_key is not null, enqueue.on_duplicate);
-    perform mq._check_key('dedup_key', enqueue.dedup_key);
+    perform mq._check_key('dedup_key', enqueue.dedup_key), mq._check_key('ordering_key', enqueue.ordering_key);
     q := mq._queue(enqueue.queue);
+    perform mq._not_yet('ordering_key in mode "transaction"') where enqueue.ordering_key is not null and q.mode = 'transaction';
     v_ending := case when q.dedup_window = '0' then enqueue.dedup_key end;
-    v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending) = 0);
+    v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending, enqueue.ordering_key) = 0);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
-    v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending);
+    v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending, enqueue.ordering_key);
     if enqueue.dedup_key is not null then
         e := mq._enter_key(q, enqueue.dedup_key, enqueue.on_duplicate);
         v_msg_id := e.msg_id;
@@ -52,8 +52,11 @@ begin
         perform mq._admit(q.queue_id, 1);
     end if;
     v_msg_id := coalesce(v_msg_id, nextval(q.msg_ids));
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null, v_ending is not null) where v_lane <> 0;
-    if v_due_at is null then
+    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null, v_ending is not null, enqueue.ordering_key is not null) where v_lane <> 0;
+    if v_due_at is null and enqueue.ordering_key is not null then
+        execute 'insert into mq.parked_' || q.queue_id || ' (event, ordering_key, lane, payload, headers, extra) values ($1, $2, $3, $4, $5, $6)'
+            using v_msg_id, enqueue.ordering_key, v_lane, enqueue.payload, enqueue.headers, v_extra;
+    elsif v_due_at is null then
         execute 'insert into mq.log_' || q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)
             || ' (msg_id, lane, payload, headers, extra) values ($1, $2, $3, $4, $5)' using v_msg_id, v_lane, enqueue.payload, enqueue.headers, v_extra;
     else
@@ -73,9 +76,9 @@ headers: more JSON for the consumer, default null.
 delay: deliver not before so long from now; deliver_at: not before that time. At most one of the two; default at once.
 priority: 0 to 9, 9 is delivered first; default 4. Within a priority the oldest is first.
 ttl: if it is not delivered so long from now, it becomes a dead letter, with the reason ''expired'', and is never delivered; default null: it waits for ever.
-ordering_key: of later versions, null.
+ordering_key: 1 to 512 bytes. Messages of a queue that have the same are delivered in order, under one lease at a time: what failed or is still under lease holds up those behind it, and no others; default null. A delayed one comes behind those that are there when it is due.
 dedup_key: 1 to 512 bytes. While a message has it, which is for the dedup_window of the queue, no other is enqueued with it; default null. Somebody else''s open transaction that enqueues the same key is waited for.
 on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises, ''replace'' cancels that message, if it waits, and enqueues this one in its place; default ''keep''. For replace read what cancel says.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; MQ008 it is full; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an option of a later version, or ''replace'' or an overflow that removes others outside READ COMMITTED.
+Raises: MQ001 no such queue; MQ008 it is full; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an ordering_key in a queue of mode transaction, or ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

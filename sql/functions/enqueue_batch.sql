@@ -9,7 +9,8 @@ create or replace function mq.enqueue_batch(
     dedup_key text default null,
     ttl interval default null,
     on_duplicate text default null,
-    dedup_keys text[] default null
+    dedup_keys text[] default null,
+    ordering_keys text[] default null
 ) returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -32,11 +33,12 @@ begin
         perform mq._invalid('headers', format('%s headers for %s payloads.', cardinality(enqueue_batch.headers), v_count),
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
-    perform mq._check_options(ordering_key);
     perform mq._check_dedup(num_nonnulls(dedup_key, dedup_keys) > 0, on_duplicate);
-    if num_nonnulls(dedup_key, dedup_keys) > 0 then
-        return query select mq._enqueue_once(mq._queue(enqueue_batch.queue), payloads, headers, mq._due_at(delay, deliver_at), priority, ttl,
-                                             mq._keys_of_batch(v_count, dedup_key, dedup_keys), on_duplicate);
+    if num_nonnulls(dedup_key, dedup_keys, ordering_key, ordering_keys) > 0 then
+        return query select mq._enqueue_once(x, payloads, headers, mq._due_at(delay, deliver_at), priority, ttl,
+                                             mq._keys_of_batch('dedup_key', v_count, dedup_key, dedup_keys), on_duplicate,
+                                             mq._keys_of_batch('ordering_key', v_count, ordering_key, ordering_keys))
+                     from mq._queue(enqueue_batch.queue) as x;
         return;
     end if;
     v_lane := mq._lane_of(priority, ttl is null);
@@ -72,12 +74,13 @@ begin
     perform mq._notify(q.queue_id, enqueue_batch.queue, q.notify, q.notified);
 end $$;
 
-comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text, text, interval, text, text[]) is
+comment on function mq.enqueue_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text, text, interval, text, text[], text[]) is
 'Puts many messages into a queue: all of them or, when anything is wrong, none.
 queue: its name.
 payloads: JSON values, none of them null. headers: as many, or null for none.
 delay, deliver_at and the other options: as for enqueue, for all of them.
 dedup_keys: one for each payload, or null for none; equal ones make one message, the first, or with on_duplicate ''replace'' the last. dedup_key, the same for all, makes one of all.
+ordering_keys: one for each payload, or null for none. ordering_key is the same for all.
 Returns: their msg_ids, in the order of payloads; where another message has the key, of that.
-Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an option of a later version, or ''replace'' or an overflow that removes others outside READ COMMITTED.
+Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an ordering_key in a queue of mode transaction, or ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

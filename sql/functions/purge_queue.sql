@@ -20,7 +20,8 @@ begin
         v_count := (select count(*) from mq._fates(q.queue_id, s.slot) as f where f.state in ('ready', 'leased'));
         v_sum := v_sum + v_count;
     end loop;
-    execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())', q.queue_id) into v_count;
+    execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())
+                   + (select count(*) from mq.parked_%1$s as p where p.lane is not null)', q.queue_id) into v_count;
     v_sum := v_sum + v_count;
     delete from mq.cancelled as x where x.queue_id = q.queue_id;
     delete from mq.dedup as x where x.queue_id = q.queue_id;
@@ -32,7 +33,8 @@ begin
         perform mq._add_to_tally(q.queue_id, s.slot) where s.drained_at is null;
         execute 'truncate ' || mq._slot_tables(q.queue_id, s.slot);
     end loop;
-    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1',
+    execute replace('truncate mq.deferred_{q}_0, mq.timer_{q}_0, mq.promotion_{q}_0, mq.deferred_{q}_1, mq.timer_{q}_1, mq.promotion_{q}_1,'
+                    ' mq.parked_{q}, mq.line_{q}, mq.key_{q}, mq.turn_{q}',
                     '{q}', q.queue_id::text);
     delete from mq.kept as x where x.queue_id = q.queue_id;
     perform mq._forget(q.queue_id);

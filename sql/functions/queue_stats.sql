@@ -37,6 +37,9 @@ begin
             v.deferred := v.deferred + m.waiting - m.due;
             v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
         end loop;
+        execute format('select count(*) as n, min(p.enqueued_at) as oldest from mq.parked_%s as p where p.lane is not null', q.queue_id) into m;
+        v.ready := v.ready + m.n;
+        v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
         select count(*) filter (where x.due_at > clock_timestamp()) as deferred, count(*) as n into m from mq.cancelled as x where x.queue_id = q.queue_id;
@@ -57,7 +60,9 @@ begin
                   from mq.slot as y, unnest(array['log', 'block', 'lease', 'settlement', 'taken', 'mark']) as t where y.queue_id = q.queue_id
                   union all
                   select t || '_' || q.queue_id || '_' || g
-                  from generate_series(0, 1) as g, unnest(array['deferred', 'timer', 'promotion']) as t) as x);
+                  from generate_series(0, 1) as g, unnest(array['deferred', 'timer', 'promotion']) as t
+                  union all
+                  select t || '_' || q.queue_id from unnest(array['parked', 'line', 'key', 'turn']) as t) as x);
         v.paused := q.paused;
         -- A minute late means that nobody calls maintain().
         v.maintenance_overdue := exists (

@@ -7,7 +7,7 @@ begin
                    'retry_backoff', q.retry_backoff::text, 'retry_backoff_max', q.retry_backoff_max::text, 'retention', q.retention::text,
                    'result_retention', q.result_retention::text,
                    'retry_policy', q.retry_policy, 'retry_delays', q.retry_delays::text[], 'retry_jitter', q.retry_jitter, 'priority_ageing', q.priority_ageing::text, 'max_depth', q.max_depth, 'overflow', q.overflow,
-                   'dedup_window', q.dedup_window::text,
+                   'dedup_window', q.dedup_window::text, 'max_in_flight_per_key', q.max_in_flight_per_key, 'fair', q.fair,
                    'notify', q.notify, 'segment_age', q.segment_age::text, 'segment_bytes', q.segment_bytes),
                q.created_at, q.paused
         from mq.queue as q order by q.name;

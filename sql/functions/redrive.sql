@@ -13,8 +13,8 @@ begin
     if redrive.max_messages < 0 then
         perform mq._invalid('max_messages', 'It is negative.', 'Leave it out for all.');
     end if;
-    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane) from (select distinct d.lane from mq.dead_letter as d where d.queue_id = q.queue_id) as x
-    where x.lane <> 0;
+    perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane, has_order => x.has_order)
+    from (select distinct d.lane, d.ordering_key is not null as has_order from mq.dead_letter as d where d.queue_id = q.queue_id) as x where x.lane <> 0;
     -- A row that another redrive has is skipped: each dead letter comes back once.
     execute 'with chosen as (
             select d.queue_id, d.msg_id from mq.dead_letter as d
@@ -26,7 +26,7 @@ begin
         moved as (
         insert into mq.deferred_' || t.queue_id || '_' || ((pg_sequence_last_value(t.register) >> 32) & 1) || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)
         select case when $4 is null then g.msg_id else nextval($4) end, clock_timestamp(), g.enqueued_at, 1, g.payload, g.headers,
-               jsonb_build_object(''h'', g.history || jsonb_build_object(''outcome'', ''redriven'', ''at'', clock_timestamp())), g.lane
+               case when g.ordering_key is null then ''{}'' else jsonb_build_object(''k'', g.ordering_key) end || jsonb_build_object(''h'', g.history || jsonb_build_object(''outcome'', ''redriven'', ''at'', clock_timestamp())), g.lane
         from (select * from gone order by msg_id) as g)
         select count(*) from gone'
         into v_count using q.queue_id, redrive.msg_ids, redrive.max_messages, case when t.queue_id <> q.queue_id then t.msg_ids end;
@@ -41,7 +41,7 @@ begin
 end $$;
 
 comment on function mq.redrive(text, bigint[], text, int) is
-'Puts dead letters back into a queue, with their attempts counted from 1 again and their history kept. Within the queue they keep their msg_id.
+'Puts dead letters back into a queue, with their attempts counted from 1 again and their history kept. Within the queue they keep their msg_id. One with an ordering_key comes behind those that have it.
 queue: where they are. msg_ids: which; default all.
 to_queue: where they go; default the same queue. max_messages: at most so many, the oldest death first.
 Returns: how many.

@@ -23,18 +23,26 @@ begin
     -- As enqueue_batch does it; with its priority, but no ttl. The last delivery counts: what was rewound before and rejected
     -- then is not acknowledged now.
     execute format($x$
-        with back as (
-            insert into mq.log_%s_%s (msg_id, enqueued_at, payload, headers, lane, extra)
+        with l as materialized (
+            select x.* from (select distinct on (s.msg_id) s.* from mq._settled($1, $2, $3, null) as s order by s.msg_id, s.settled_at desc) as x
+            where x.state = 'completed'
+              and not exists (select from mq._messages($1) as m where m.msg_id = x.msg_id)
+              and not exists (select from mq.dead_letter as d where d.queue_id = ($1).queue_id and d.msg_id = x.msg_id)
+              and not exists (select from mq.cancelled as c where c.queue_id = ($1).queue_id and c.msg_id = x.msg_id)),
+        keyed as (
+            insert into mq.parked_%1$s (event, ordering_key, enqueued_at, payload, headers, lane, extra)
+            select l.msg_id, l.extra ->> 'k', l.enqueued_at, l.payload, l.headers, l.lane,
+                   jsonb_build_object('k', l.extra ->> 'k', 'h', coalesce(l.extra -> 'h', '[]') || jsonb_build_object('outcome', 'rewound', 'at', clock_timestamp()))
+            from l where l.extra ? 'k'
+            returning lane),
+        back as (
+            insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, payload, headers, lane, extra)
             select l.msg_id, l.enqueued_at, l.payload, l.headers, l.lane,
                    jsonb_build_object('h', coalesce(l.extra -> 'h', '[]') || jsonb_build_object('outcome', 'rewound', 'at', clock_timestamp()))
-            from (select distinct on (s.msg_id) s.* from mq._settled($1, $2, $3, null) as s order by s.msg_id, s.settled_at desc) as l
-            where l.state = 'completed'
-              and not exists (select from mq._messages($1) as m where m.msg_id = l.msg_id)
-              and not exists (select from mq.dead_letter as d where d.queue_id = ($1).queue_id and d.msg_id = l.msg_id)
-              and not exists (select from mq.cancelled as c where c.queue_id = ($1).queue_id and c.msg_id = l.msg_id)
+            from l where (l.extra ? 'k') is not true
             order by l.msg_id
             returning lane)
-        select count(*), array_agg(distinct b.lane) from back as b
+        select count(*), array_agg(distinct b.lane) from (select lane from back union all select lane from keyed) as b
         $x$, q.queue_id, pg_sequence_last_value(q.register) & 65535) into v_count, a_lanes using q, rewind.to_time, rewind.to_msg_id;
     perform mq._use_lane(q.queue_id, q.register, q.lanes, x) from unnest(a_lanes) as x;
     if v_count > 0 then
@@ -64,7 +72,7 @@ begin
 end $$;
 
 comment on function mq.rewind(text, timestamptz, bigint) is
-'Delivers again what was acknowledged, from a time or a message on, as far as it is kept: in order of msg_id, each with its msg_id, headers and priority, its attempts counted from 1. What waits, is leased or delayed stays as it is; dead letters are left to redrive. The more it is the longer it takes, in one transaction, while upkeep of the queue waits.
+'Delivers again what was acknowledged, from a time or a message on, as far as it is kept: in order of msg_id, each with its msg_id, headers, priority and ordering_key, its attempts counted from 1. What waits, is leased or delayed stays as it is; dead letters are left to redrive. The more it is the longer it takes, in one transaction, while upkeep of the queue waits.
 queue: its name. It must have a retention.
 to_time: messages that were enqueued then or later. to_msg_id: messages with this number or a higher one. One of the two.
 Returns: how many.

@@ -15,6 +15,8 @@ create table mq.queue (
     max_depth          bigint,     -- null: as many as come
     overflow           text not null default 'reject',
     dedup_window       interval not null default '5 minutes',
+    max_in_flight_per_key int,     -- null: as many as are asked for
+    fair               boolean not null default false,
     retention          interval not null,
     result_retention   interval not null default '1 hour',
     notify             text not null,
@@ -90,6 +92,7 @@ create table mq.dead_letter (
     payload     jsonb not null,
     headers     jsonb,
     lane        smallint not null default 0,
+    ordering_key text,
     constraint dead_letter_pkey primary key (queue_id, msg_id)
 );
 create index dead_letter_died_at on mq.dead_letter (queue_id, died_at, msg_id);
@@ -222,9 +225,10 @@ create unlogged table mq.inbox (
     headers    jsonb,
     deliver_at timestamptz,
     priority   int,
-    dedup_key  text
+    dedup_key  text,
+    ordering_key text
 ) with (autovacuum_enabled = false);
-comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
+comment on table mq.inbox is 'COPY mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key, ordering_key) FROM …: bulk enqueue, the whole statement or nothing. Role: mq_producer.';
 
 -- A message on its way from one place to the next: taken from a lease, to be delivered again or buried.
 create type mq._taken as (

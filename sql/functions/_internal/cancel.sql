@@ -24,6 +24,11 @@ begin
             return;
         end if;
     end loop;
+    return query execute format('select null::int, p.lane, null::bigint, null::int, null::timestamptz from mq.parked_%s as p'
+                                ' where p.event = $1 and mq._expired_at(p.extra) is null', _locate.queue_id) using _locate.msg_id;
+    if found then
+        return;
+    end if;
     for v_slot in select x from mq._live_slots(_locate.queue_id) as x where not mq._is_transactional(_locate.queue_id) loop
         -- Slices are runs of the log that do not overlap: it can only be in that which begins last before it, or at it.
         return query execute replace($x$
@@ -79,6 +84,7 @@ begin
     end if;
     execute format('select array_agg(x) from mq._settle_%s_%s(1::smallint, $1, $2, $3, $4, $5, ''cancelled'', $6) as x', q.queue_id, _cancel_slice.slot)
         into v_taken using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, v_part, v_token, _cancel_slice.msg_ids;
+    perform mq._release(q.queue_id, v_taken, false) where v_taken is not null;
     loop        -- big ones come in parts
         execute format('select array_agg(x) from mq._settle_%s_%s(1::smallint, $1, $2, $3, $4, $5, ''hole'', null) as x', q.queue_id, _cancel_slice.slot)
             into v_again using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, v_part, v_token;

@@ -92,7 +92,7 @@ begin
     for i in 1 .. cardinality(dedup_keys) loop
         are_new[i] := false;
         continue when a_at[i] <> i;
-        ids[i] := (mq._key_holder(q.queue_id, dedup_keys[i])).msg_id;
+        ids[i] := case when dedup_keys[i] is not null then (mq._key_holder(q.queue_id, dedup_keys[i])).msg_id end;
         if ids[i] is null or on_duplicate = 'replace' then
             ids[i] := nextval(q.msg_ids);
             are_new[i] := true;
@@ -113,46 +113,55 @@ begin
     end loop;
 end $$;
 
--- The keys of a batch, one for each of its messages.
-create or replace function mq._keys_of_batch(messages int, dedup_key text, dedup_keys text[]) returns text[]
+-- The keys of a batch, one for each of its messages: the one, or the ones, that the argument (and that with an s) gave.
+create or replace function mq._keys_of_batch(argument text, messages int, one text, many text[]) returns text[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if num_nulls(dedup_key, dedup_keys) = 0 then
-        perform mq._invalid('dedup_keys', 'Both dedup_key and dedup_keys are given.', 'Give one of them.');
-    elsif array_ndims(dedup_keys) > 1 or cardinality(dedup_keys) <> messages then
-        perform mq._invalid('dedup_keys', format('%s keys for %s payloads.', cardinality(dedup_keys), messages), 'Give one for each payload (null for none).');
+    if num_nulls(one, many) = 0 then
+        perform mq._invalid(argument || 's', format('Both %1$s and %1$ss are given.', argument), 'Give one of them.');
+    elsif array_ndims(many) > 1 or cardinality(many) <> messages then
+        perform mq._invalid(argument || 's', format('%s keys for %s payloads.', cardinality(many), messages), 'Give one for each payload (null for none).');
     end if;
-    perform mq._check_key('dedup_key', dedup_key);
-    perform mq._check_key('dedup_keys[' || u.i || ']', u.key) from unnest(dedup_keys) with ordinality as u (key, i);
-    return case when dedup_keys is null then array_fill(dedup_key, array[messages])
-                else array(select u.key from unnest(dedup_keys) as u (key)) end;      -- counted from 1
+    perform mq._check_key(argument, one);
+    perform mq._check_key(format('%ss[%s]', argument, u.i), u.key) from unnest(many) with ordinality as u (key, i);
+    return case when many is null then array_fill(one, array[messages])
+                else array(select u.key from unnest(many) as u (key)) end;      -- counted from 1
 end $$;
 
--- enqueue_batch with keys.
+-- enqueue_batch with keys, of either kind.
 create or replace function mq._enqueue_once(q mq.queue, payloads jsonb[], headers jsonb[], due_at timestamptz, priority int, ttl interval,
-                                            dedup_keys text[], on_duplicate text)
+                                            dedup_keys text[], on_duplicate text, ordering_keys text[])
 returns setof bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     c_ends     constant boolean := q.dedup_window = '0';
     e          record := mq._enter_keys(q, dedup_keys, on_duplicate);
     v_register bigint;
 begin
+    perform mq._not_yet('ordering_key in mode "transaction"') where q.mode = 'transaction' and cardinality(array_remove(ordering_keys, null)) > 0;
     if true = any (e.are_new) then
         if q.max_depth is not null then
             perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
         end if;
-        perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, ttl is not null, x.has_key)
-        from (select mq._lane_of(priority, ttl is null and not y.has_key) as lane, y.has_key
-              from (select distinct c_ends and u.key is not null as has_key from unnest(dedup_keys) as u (key)) as y) as x
+        perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, ttl is not null, x.has_key, x.has_order)
+        from (select mq._lane_of(priority, ttl is null and not y.has_key and not y.has_order) as lane, y.has_key, y.has_order
+              from (select distinct c_ends and u.key is not null as has_key, u.ordering_key is not null as has_order
+                    from unnest(dedup_keys, ordering_keys) as u (key, ordering_key)) as y) as x
         where x.lane <> 0;
         v_register := pg_sequence_last_value(q.register);
         execute 'insert into mq.'
             || case when due_at is null then 'log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers, extra)'
                     else 'deferred_' || q.queue_id || '_' || (v_register >> 32 & 1) || ' (msg_id, lane, payload, headers, extra, due_at)' end
-            || ' select u.id, mq._lane_of($1, num_nonnulls($2, u.key) = 0), u.payload, u.header, mq._extra($2, $3, u.key)'
+            || ' select u.id, mq._lane_of($1, num_nonnulls($2, u.key, u.ordering_key) = 0), u.payload, u.header, mq._extra($2, $3, u.key, u.ordering_key)'
             || case when due_at is null then '' else ', $3' end
-            || ' from unnest($4, $5, $6, $7, $8) as u (id, is_new, key, payload, header) where u.is_new'
-            using priority, ttl, due_at, e.ids, e.are_new, case when c_ends then dedup_keys end, payloads, headers;
+            || ' from unnest($4, $5, $6, $7, $8, $9) as u (id, is_new, key, payload, header, ordering_key) where u.is_new'
+            || case when due_at is null then ' and u.ordering_key is null' else '' end
+            using priority, ttl, due_at, e.ids, e.are_new, case when c_ends then dedup_keys end, payloads, headers, ordering_keys;
+        if due_at is null then
+            execute 'insert into mq.parked_' || q.queue_id || ' (event, ordering_key, lane, payload, headers, extra)'
+                ' select u.id, u.ordering_key, mq._lane_of($1, false), u.payload, u.header, mq._extra($2, null, u.key, u.ordering_key)'
+                ' from unnest($3, $4, $5, $6, $7, $8) as u (id, is_new, key, payload, header, ordering_key) where u.is_new and u.ordering_key is not null'
+                using priority, ttl, e.ids, e.are_new, case when c_ends then dedup_keys end, payloads, headers, ordering_keys;
+        end if;
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
     return query select unnest(e.ids);

@@ -251,7 +251,8 @@ begin
     begin
         return case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_0(p_lane, p_most) else mq._is_due_{q}_1(p_lane, p_most) end
             or (v_register >> 33) & 1 = 1
-               and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1(p_lane, p_most) else mq._is_due_{q}_0(p_lane, p_most) end;
+               and case when (v_register >> 32) & 1 = 0 then mq._is_due_{q}_1(p_lane, p_most) else mq._is_due_{q}_0(p_lane, p_most) end
+            or p_lane >= 10 and case when mq._uses_order({q}) then mq._is_key_ready_{q}(p_lane) else false end;
     end $$;
 
     -- Up to p_max of what is due in a lane, after the first 256 arrivals got their timers; if there is none, after more of them, in up
@@ -304,15 +305,21 @@ begin
         ' where x.lane = l.lane order by x.lane desc, x.no desc limit 1) as c', _promotions.queue_id, _promotions.generation);
 end $f$;
 
--- Puts messages aside until they are due. Their transaction never receives them itself.
+-- Puts messages aside until they are due; those with an ordering key that are due come back to their key. Their transaction
+-- never receives them itself.
 create or replace function mq._defer(queue_id int, register regclass, messages mq._taken[], due_at timestamptz[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now constant timestamptz := clock_timestamp();
 begin
     execute 'insert into mq.deferred_' || _defer.queue_id || '_' || ((pg_sequence_last_value(_defer.register) >> 32) & 1)
         || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)'
         || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane'
         || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, extra, outcome, due_at, lane, d)'
-        using _defer.messages, _defer.due_at;
+        || ' where d > $3 or not coalesce(m.extra ? ''k'', false)'
+        using _defer.messages, _defer.due_at, v_now;
+    perform mq._park(_defer.queue_id, array_agg(m)) from (
+        select (_defer.messages)[i] as m from generate_subscripts(_defer.messages, 1) as i where (_defer.due_at)[i] <= v_now) as x having count(*) > 0;
 end $$;
 
 -- Gives arrivals their timers, so that consumers need not.

@@ -140,9 +140,9 @@ begin
         v_taken := mq._settle(q.name, q.queue_id, _drop.receipt, 'dropped', null);
         exit when cardinality(v_taken) = 0;
         v_count := v_count + cardinality(v_taken);
-        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane, ordering_key)
         select q.queue_id, t.msg_id, t.enqueued_at, t.attempt - 1, 'overflow',
-               coalesce(t.extra -> 'h', '[]') || jsonb_build_object('outcome', 'overflow', 'at', clock_timestamp()), t.payload, t.headers, t.lane
+               coalesce(t.extra -> 'h', '[]') || jsonb_build_object('outcome', 'overflow', 'at', clock_timestamp()), t.payload, t.headers, t.lane, t.extra ->> 'k'
         from unnest(v_taken) as t where q.overflow = 'dead_letter'
         on conflict do nothing;
         exit when not mq._is_enough(v_taken);
@@ -190,7 +190,8 @@ begin
             $x$, '{d}', _depth.queue_id || '_' || v_part) into v_count using pg_current_xact_id_if_assigned(), _depth.queue_id, v_part;
         v_sum := v_sum + v_count;
     end loop;
-    return v_sum;
+    execute format('select count(*) from mq.parked_%s as p where p.lane is not null', _depth.queue_id) into v_count;
+    return v_sum + v_count;
 end $f$;
 
 -- The rows that were appended to a lane of a log, or to a deferral set (null), without the caller's own, and of those of a lane how

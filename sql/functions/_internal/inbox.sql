@@ -18,7 +18,7 @@ begin
     end if;
     for i in
         select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes,
-               count(r.dedup_key) > 0 as has_keys, count(*) as n
+               count(r.dedup_key) + count(r.ordering_key) > 0 as has_keys, count(*) as n
         from arrived as r group by r.queue order by r.queue
     loop
         select * into q from mq.queue as x where x.name = i.queue;
@@ -32,24 +32,28 @@ begin
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
         perform mq._use_lane(q.queue_id, q.register, q.lanes, u.lane) from unnest(i.lanes) as u (lane) where u.lane <> 0;
         if i.has_keys then
-            perform mq._check_key('dedup_key', r.dedup_key) from arrived as r where r.queue = i.queue;
+            perform mq._check_key('dedup_key', r.dedup_key), mq._check_key('ordering_key', r.ordering_key) from arrived as r where r.queue = i.queue;
+            perform mq._not_yet('ordering_key in mode "transaction"') from arrived as r where r.queue = i.queue and r.ordering_key is not null and q.mode = 'transaction';
             v_ends := q.dedup_window = '0';
-            perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, has_key => true)
-            from (select distinct mq._lane_of(r.priority, false) as lane from arrived as r where r.queue = i.queue and r.dedup_key is not null) as x where v_ends;
+            perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, has_key => x.has_key, has_order => x.has_order)
+            from (select distinct mq._lane_of(r.priority, false) as lane, v_ends and r.dedup_key is not null as has_key, r.ordering_key is not null as has_order
+                  from arrived as r where r.queue = i.queue) as x where x.has_key or x.has_order;
             -- Rows come in the same order each time.
             e := mq._enter_keys(q, array(select r.dedup_key from arrived as r where r.queue = i.queue), 'keep');
             if q.max_depth is not null then
                 perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
             end if;
-            for v_late in 0 .. 1 loop
+            for v_way in 0 .. 2 loop
                 execute 'insert into mq.'
-                    || case v_late when 0 then 'log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers, extra)'
-                                   else 'deferred_' || q.queue_id || '_' || (v_register >> 32 & 1) || ' (msg_id, lane, payload, headers, extra, due_at)' end
-                    || ' select ($1)[r.no], mq._lane_of(r.priority, not r.ends), r.payload, r.headers, case when r.ends then jsonb_build_object(''d'', r.dedup_key) end'
-                    || case v_late when 0 then '' else ', r.deliver_at' end
+                    || case v_way when 0 then 'log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers, extra)'
+                                  when 1 then 'deferred_' || q.queue_id || '_' || (v_register >> 32 & 1) || ' (msg_id, lane, payload, headers, extra, due_at)'
+                                  else 'parked_' || q.queue_id || ' (event, lane, payload, headers, extra, ordering_key)' end
+                    || ' select ($1)[r.no], mq._lane_of(r.priority, not r.ends and r.ordering_key is null), r.payload, r.headers,'
+                       ' mq._extra(null, null, case when r.ends then r.dedup_key end, r.ordering_key)'
+                    || case v_way when 0 then '' when 1 then ', r.deliver_at' else ', r.ordering_key' end
                     || ' from (select row_number() over () as no, $3 and x.dedup_key is not null as ends, x.* from arrived as x where x.queue = $4) as r'
-                       ' where ($2)[r.no] and coalesce(r.deliver_at > $5, false) = $6'
-                    using e.ids, e.are_new, v_ends, i.queue, v_now, v_late = 1;
+                       ' where ($2)[r.no] and $6 = case when r.deliver_at > $5 then 1 when r.ordering_key is null then 0 else 2 end'
+                    using e.ids, e.are_new, v_ends, i.queue, v_now, v_way;
             end loop;
             perform mq._notify(q.queue_id, i.queue, q.notify, q.notified) where true = any (e.are_new);
             continue;

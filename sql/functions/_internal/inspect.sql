@@ -80,6 +80,9 @@ begin
             'null::timestamptz, w.payload, w.headers, mq._priority_of(w.lane), mq._expired_at(w.extra) from mq._waiting_%1$s_%2$s() as w'
             ' where not exists (select from mq.cancelled as c where c.queue_id = %1$s and c.msg_id = w.msg_id)', q.queue_id, v_slot);
     end loop;
+    return query execute format('select p.event, ''ready''::text, p.attempt::int, p.enqueued_at, null::timestamptz, null::timestamptz, p.payload, p.headers,'
+        ' mq._priority_of(p.lane), mq._expired_at(p.extra) from mq.parked_%1$s as p'
+        ' where p.lane is not null and not exists (select from mq.cancelled as c where c.queue_id = %1$s and c.msg_id = p.event)', q.queue_id);
     return query select s.msg_id, 'leased'::text, s.attempt, s.enqueued_at, null::timestamptz, s.leased_until, s.payload, s.headers, mq._priority_of(s.lane), null::timestamptz
                  from mq.survivor as s where s.queue_id = q.queue_id;
 end $$;

@@ -3,7 +3,7 @@
 -- Messages that are born in a block are in the log as lane -1 - lane of that block, where no window reads them.
 --
 -- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0, and bit 10 for a ttl,
--- bit 11 for what was cancelled, bit 12 for a dedup key that its message's end sets free; bit 31 of register_<q> says that there
+-- bit 11 for what was cancelled, bit 12 for a dedup key that its message's end sets free, bit 13 for ordering keys; bit 31 of register_<q> says that there
 -- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
 -- back: what had committed before a dequeue began, that dequeue looks for.
 create or replace function mq._lane_of(priority int, is_plain boolean default true) returns smallint
@@ -43,10 +43,12 @@ begin
 end $$;
 
 -- Before anything is written to a lane. The lane, and what its messages may have, before the bit that says to look for lanes.
-create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false, has_key boolean default false) returns void
+create or replace function mq._use_lane(queue_id int, register regclass, lanes regclass, lane smallint, has_ttl boolean default false, has_key boolean default false,
+                                        has_order boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (coalesce(has_ttl, false)::int << 10) | (coalesce(has_key, false)::int << 12) end;
+    v_bits constant bigint := case when lane >= 10 then (1::bigint << (lane - 10)) | (coalesce(has_ttl, false)::int << 10) | (coalesce(has_key, false)::int << 12)
+                                                           | (coalesce(has_order, false)::int << 13) end;
 begin
     perform mq._use(_use_lane.queue_id, _use_lane.lanes, v_bits);
     if v_bits is not null and mq._has_lanes(pg_sequence_last_value(_use_lane.register)) is not true then      -- null: a copy that came without
@@ -59,13 +61,6 @@ create or replace function mq._uses_ttl(queue_id int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return pg_sequence_last_value(to_regclass('mq.lanes_' || _uses_ttl.queue_id)) & 1024 <> 0;
-end $$;
-
--- Whether there ever was a message that ends an entry of mq.dedup when it is settled.
-create or replace function mq._ends_keys(queue_id int) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    return coalesce(pg_sequence_last_value(to_regclass('mq.lanes_' || _ends_keys.queue_id)) & 4096 <> 0, false);
 end $$;
 
 create or replace function mq._has_lanes(register bigint) returns boolean
@@ -92,7 +87,7 @@ begin
         v_oldest := null;
         if _lanes_in_turn.ageing is not null or a_lanes[i] in (0, 14) then
             v_oldest := least((select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, a_lanes[i])) from unnest(slots) as x),
-                              mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]));
+                              mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]), mq._oldest_of_keys(_lanes_in_turn.queue_id, a_lanes[i]));
         end if;
         a_ages := a_ages || coalesce(greatest(extract(epoch from v_now - v_oldest), 0), 0)::float8;
     end loop;

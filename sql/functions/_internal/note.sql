@@ -71,7 +71,8 @@ begin
     end loop;
     if not v_found then
         execute replace('select exists (select from mq.deferred_{q}_0 as x where x.xid = $1 and x.msg_id = $2)'
-                        ' or exists (select from mq.deferred_{q}_1 as x where x.xid = $1 and x.msg_id = $2)', '{q}', q.queue_id::text)
+                        ' or exists (select from mq.deferred_{q}_1 as x where x.xid = $1 and x.msg_id = $2)'
+                        ' or exists (select from mq.parked_{q} as x where x.xid = $1 and x.event = $2)', '{q}', q.queue_id::text)
             into v_found using v_own, _is_own.msg_id;
     end if;
     raise exception using errcode = 'MQ0ZZ';

@@ -10,6 +10,9 @@ begin
         perform mq._not_yet('dedup_window 0 in mode "transaction"') where q.dedup_window = '0';
         perform mq._not_yet('retention in mode "transaction"') where q.retention > '0';
     end if;
+    if q.max_in_flight_per_key < 1 then
+        perform mq._invalid('max_in_flight_per_key', format('%s is less than 1.', q.max_in_flight_per_key), 'Give a number of messages, or none for no limit.');
+    end if;
     perform mq._check_timeout(q.visibility_timeout);
     if q.max_attempts not between 1 and 32000 then
         perform mq._invalid('max_attempts', format('%s is not between 1 and 32000.', q.max_attempts), 'A message is tried at least once.');
@@ -184,8 +187,8 @@ begin
     return case when delay > '0' then clock_timestamp() + delay when deliver_at > clock_timestamp() then deliver_at end;
 end $$;
 
--- What of an enqueue's options is kept with the message. The key is one that its end sets free.
-create or replace function mq._extra(ttl interval, due_at timestamptz, ending_key text) returns jsonb
+-- What of an enqueue's options is kept with the message. ending_key: a dedup key that its end sets free.
+create or replace function mq._extra(ttl interval, due_at timestamptz, ending_key text, ordering_key text default null) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if ttl <= '0' or ttl > '100 years' then
@@ -193,14 +196,7 @@ begin
     elsif clock_timestamp() + ttl <= due_at then
         perform mq._invalid('ttl', 'It ends before the message is due.', 'Give a longer ttl, or a shorter delay.');
     end if;
-    return nullif(jsonb_strip_nulls(jsonb_build_object('e', mq._microseconds(clock_timestamp() + ttl), 'd', ending_key)), '{}');
-end $$;
-
--- Options of enqueue that come with later versions.
-create or replace function mq._check_options(ordering_key text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-    perform mq._not_yet('ordering_key') where ordering_key is not null;
+    return nullif(jsonb_strip_nulls(jsonb_build_object('e', mq._microseconds(clock_timestamp() + ttl), 'd', ending_key, 'k', ordering_key)), '{}');
 end $$;
 
 -- Locks all tables of a queue, for who drops or purges it. Consumers take them in orders of their own: so a wait for one
@@ -225,7 +221,7 @@ begin
             for v_table in
                 select c.relname from pg_class as c
                 where c.relnamespace = 'mq'::regnamespace and c.relkind = 'r'
-                  and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || _lock_tables.queue_id || '_[0-9]+$')
+                  and c.relname ~ ('^(log|block|lease|settlement|taken|mark|deferred|timer|promotion)_' || _lock_tables.queue_id || '_[0-9]+$|^(parked|line|key|turn)_' || _lock_tables.queue_id || '$')
                 order by c.oid
             loop
                 execute format('lock table mq.%I in access exclusive mode', v_table);

@@ -65,6 +65,9 @@ begin
     execute format('with gone as (delete from mq.survivor as x where x.queue_id = %1$s returning x.*)'
                    ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
                    ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
+    execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
+                   ' select p.event, p.enqueued_at, p.attempt, p.payload, p.headers, p.extra, p.lane from mq.parked_%1$s as p where p.lane is not null', q.queue_id, v_new);
+    execute replace('truncate mq.parked_{q}, mq.line_{q}, mq.key_{q}, mq.turn_{q}', '{q}', q.queue_id::text);
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id and x.drained_at is null;
     insert into mq.segment (queue_id, segment, slot)
@@ -82,9 +85,9 @@ begin
 
     -- Sequences are not copied by logical replication: neither which lanes there are, and what is in them, nor which numbers were
     -- given. A new message must not have the number, and so the result, of an old one.
-    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl), bool_or(x.has_key))'
-                   ' from (select l.lane, l.extra ? ''e'' as has_ttl, l.extra ? ''d'' as has_key from mq.log_%1$s_%2$s as l'
-                   ' union all select d.lane, d.extra ? ''e'', d.extra ? ''d'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
+    execute format('select mq._use_lane($1, $2, $3, x.lane, bool_or(x.has_ttl), bool_or(x.has_key), bool_or(x.has_order))'
+                   ' from (select l.lane, l.extra ? ''e'' as has_ttl, l.extra ? ''d'' as has_key, l.extra ? ''k'' as has_order from mq.log_%1$s_%2$s as l'
+                   ' union all select d.lane, d.extra ? ''e'', d.extra ? ''d'', d.extra ? ''k'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
         using q.queue_id, q.register, q.lanes;
     perform mq._use(q.queue_id, q.lanes, 2048) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
@@ -97,6 +100,11 @@ begin
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
         perform setval(q.msg_ids, v_last);
     end if;
+    -- Those with an ordering key line up anew, in order of msg_id. Nothing is under lease, so nothing holds them up.
+    execute format('with keyed as (delete from mq.log_%1$s_%2$s as l where l.extra ? ''k'' returning l.*)'
+                   ' insert into mq.parked_%1$s (event, ordering_key, enqueued_at, lane, attempt, payload, headers, extra)'
+                   ' select k.msg_id, k.extra ->> ''k'', k.enqueued_at, k.lane, k.attempt, k.payload, k.headers, k.extra - ''o'' from keyed as k', q.queue_id, v_new);
+    execute format('update mq.deferred_%s_0 as d set extra = d.extra - ''o'' where d.extra ? ''o''', q.queue_id);
     perform mq._forget(q.queue_id) where q.retention = '0';
     perform setval(q.notified, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
     delete from mq.depth_mark as x where x.queue_id = q.queue_id;
@@ -169,6 +177,10 @@ begin
             return true;
         end if;
     end loop;
+    execute format('select t.prev from mq.turn_%s as t where t.lane = 0 order by t.lane desc, t.no desc limit 1', _ran_backwards.queue_id) into v_prev;
+    if pg_snapshot_xmax(v_prev) > pg_snapshot_xmax(pg_current_snapshot()) then
+        return true;
+    end if;
     return false;
 exception
     when lock_not_available or undefined_table then

@@ -88,11 +88,48 @@ begin
     end if;
     if v_taken is null then
         perform mq._check_snapshot(_settle.queue_id, r.slot, r.xid);
-    elsif outcome in ('acked', 'dropped') and r.lane >= 10 and mq._ends_keys(_settle.queue_id) then
-        perform mq._release_keys(_settle.queue_id, array_agg(x.msg_id), array_agg(x.extra ->> 'd')) from unnest(v_taken) as x;
+    elsif r.lane >= 10 and mq._minds_ends(_settle.queue_id) then
+        if outcome in ('acked', 'dropped') then
+            perform mq._end(_settle.queue_id, v_taken);
+        elsif outcome = 'nacked' and msg_ids is not null and mq._uses_order(_settle.queue_id) then
+            v_taken := v_taken || mq._settle_behind(_settle.queue_id, r.slot, r.subscription, r.lane, r.block_no, r.slice, r.part, r.token, v_taken);
+        end if;
     end if;
     return coalesce(v_taken, '{}'::mq._taken[]);
 end $$;
+
+-- What stands behind these messages of a lease, by their ordering keys, is given back with them (outcome "returned"): it has not
+-- been tried, and must not be before them.
+create or replace function mq._settle_behind(queue_id int, slot int, subscription smallint, lane smallint, block_no bigint, slice int, part int, token bigint, taken mq._taken[])
+returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $f$
+declare
+    c_behind constant text := $x$
+        join (select m.extra ->> 'k' as ordering_key, min((m.extra ->> 'o')::bigint) as place from unnest($1) as m where m.extra ? 'k' group by m.extra ->> 'k') as f
+        on l.extra ->> 'k' = f.ordering_key and (l.extra ->> 'o')::bigint > f.place
+        $x$;
+    a_ids   bigint[];
+    v_taken mq._taken[];
+    v_all   mq._taken[] := '{}'::mq._taken[];
+begin
+    if mq._has_slot(_settle_behind.queue_id, _settle_behind.slot) then
+        execute format('select array_agg(l.msg_id) from mq._leased_%s_%s($2, $3, $4, $5, $6) as l', _settle_behind.queue_id, _settle_behind.slot) || c_behind
+            into a_ids using taken, subscription, lane, block_no, slice, part;
+        while a_ids is not null loop        -- big ones come in parts
+            execute format('select array_agg(x) from mq._settle_%s_%s($1, $2, $3, $4, $5, $6, ''returned'', $7) as x', _settle_behind.queue_id, _settle_behind.slot)
+                into v_taken using subscription, lane, block_no, slice, part, token, a_ids;
+            exit when v_taken is null;
+            v_all := v_all || v_taken;
+        end loop;
+    end if;
+    execute 'select array_agg(l.msg_id) from (select s.* from mq.survivor as s where s.queue_id = $2 and s.token = $3) as l' || c_behind
+        into a_ids using taken, _settle_behind.queue_id, token;
+    while a_ids is not null loop
+        v_taken := mq._settle_survivors(_settle_behind.queue_id, token, 'returned', a_ids);
+        exit when v_taken is null;
+        v_all := v_all || v_taken;
+    end loop;
+    return v_all;
+end $f$;
 
 -- Acknowledges a whole lease; returns how many messages.
 create or replace function mq._ack(queue text, queue_id int, receipt text) returns int
@@ -102,8 +139,8 @@ declare
     v_count int;
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    -- What may end entries of mq.dedup goes the long way, which knows what it is.
-    if r.subscription = 1 and not (r.lane >= 10 and mq._ends_keys(_ack.queue_id)) and mq._has_slot(_ack.queue_id, r.slot) then
+    -- What may set something free as it ends goes the long way, which knows what it is.
+    if r.subscription = 1 and not (r.lane >= 10 and mq._minds_ends(_ack.queue_id)) and mq._has_slot(_ack.queue_id, r.slot) then
         execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
         if v_count is not null then
             return v_count;
@@ -114,35 +151,36 @@ end $$;
 
 -- What becomes of messages that were taken back: those that may be tried again are returned, with the attempt counted
 -- and the history longer by one; the others are buried. A hole was never delivered, and who snoozes has not tried: nothing is
--- counted, nor noted, for it may be done without end.
+-- counted, nor noted, for it may be done without end; nor for what is returned as it stands behind what failed.
 create or replace function mq._take_back(queue_id int, max_attempts int, taken mq._taken[], reason text, bury boolean default false, snooze boolean default false)
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
-    a_ids   bigint[];       -- of those that end an entry of mq.dedup as they die
-    a_keys  text[];
+    v_dead  mq._taken[];
     v_count bigint;
 begin
     with t as materialized (
-        select x.*, x.outcome = 'hole' or _take_back.snooze as hole,
-               x.outcome <> 'hole' and not _take_back.snooze and (_take_back.bury or x.attempt >= _take_back.max_attempts) as is_dead,
+        select x.*, x.outcome in ('hole', 'returned') or _take_back.snooze as hole,
+               x.outcome not in ('hole', 'returned') and not _take_back.snooze and (_take_back.bury or x.attempt >= _take_back.max_attempts) as is_dead,
                coalesce(x.extra -> 'h', '[]') || jsonb_strip_nulls(jsonb_build_object(
                    'attempt', x.attempt, 'outcome', x.outcome, 'reason', _take_back.reason, 'at', clock_timestamp())) as longer
         from unnest(_take_back.taken) as x),
     dead as (
-        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane, ordering_key)
         select _take_back.queue_id, t.msg_id, t.enqueued_at, t.attempt,
                coalesce(_take_back.reason, case when _take_back.bury then 'rejected' when t.outcome = 'expired' then 'lease expired' else 'out of attempts' end),
-               t.longer, t.payload, t.headers, t.lane
+               t.longer, t.payload, t.headers, t.lane, t.extra ->> 'k'
         from t where t.is_dead
         on conflict do nothing)
     select array_agg((t.msg_id, t.enqueued_at, t.attempt + (not t.hole)::int, t.payload, t.headers,
-                      case when t.outcome = 'hole' then t.extra when t.hole then nullif(t.extra - 'e', '{}')
-                           else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end, null, null, t.lane)::mq._taken) filter (where not t.is_dead),
-           array_agg(t.msg_id) filter (where t.is_dead and t.extra ? 'd'), array_agg(t.extra ->> 'd') filter (where t.is_dead and t.extra ? 'd')
-      into v_again, a_ids, a_keys
+                      case when t.outcome in ('hole', 'returned') then t.extra when t.hole then nullif(t.extra - 'e', '{}')
+                           else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end,
+                      case when t.outcome = 'returned' then t.outcome end, null, t.lane)::mq._taken) filter (where not t.is_dead),
+           array_agg((t.msg_id, null, null, null, null, t.extra, null, null, null)::mq._taken) filter (where t.is_dead)
+      into v_again, v_dead
     from t;
-    perform mq._release_keys(_take_back.queue_id, a_ids, a_keys) where a_ids is not null;
+    perform mq._end(_take_back.queue_id, v_dead) where v_dead is not null;
+    perform mq._release(_take_back.queue_id, v_again, true) where v_again is not null;
     -- They wait again. Nobody refuses them, but new messages have less room.
     v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
     if v_count > 0 then

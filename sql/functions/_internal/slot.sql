@@ -366,6 +366,7 @@ begin
                 perform mq._create_slot_functions(_generate.queue_id, _generate.slot);
             elsif _generate.queue_id > 0 then
                 perform mq._create_deferral_functions(_generate.queue_id);
+                perform mq._create_key_functions(_generate.queue_id);
             else
                 perform mq._create_dispatchers();
             end if;

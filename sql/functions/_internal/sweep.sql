@@ -26,6 +26,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     c_key constant int := mq._lock_key(_sweep.queue_id, -6);
     v_locked boolean := false;
+    v_count  int;
 begin
     again := '{}'::mq._taken[];
     taken := 0;
@@ -37,6 +38,9 @@ begin
         if v_locked then
             select x.again, x.taken into again, taken from mq._sweep_slots(_sweep.queue_id, _sweep.max_attempts, _sweep.most) as x;
             v_locked := not pg_advisory_unlock(mq._lock_class(), c_key);
+            v_count := cardinality(again);
+            again := mq._park(_sweep.queue_id, again);       -- back to their keys
+            perform mq._notify(q.queue_id, q.name, q.notify, q.notified) from mq.queue as q where q.queue_id = _sweep.queue_id and cardinality(again) < v_count;
         end if;
     exception
         when query_canceled or others then

@@ -14,8 +14,7 @@ declare
     v_now   constant bigint := mq._microseconds(clock_timestamp());
     b       record;
     a_slices int[];
-    a_ids   bigint[];       -- of those that end an entry of mq.dedup
-    a_keys  text[];
+    v_dead  mq._taken[];
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b
     from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
@@ -48,12 +47,12 @@ begin
             where x.lane = case when w.slice < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (w.first_xid, w.first_id)
             order by x.lane, x.xid, x.msg_id limit w.n) as m),
     buried as (
-        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
-        select {q}, m.msg_id, m.enqueued_at, m.attempt - 1, 'expired', coalesce(m.extra -> 'h', '[]'), m.payload, m.headers, p_lane
+        insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane, ordering_key)
+        select {q}, m.msg_id, m.enqueued_at, m.attempt - 1, 'expired', coalesce(m.extra -> 'h', '[]'), m.payload, m.headers, p_lane, m.extra ->> 'k'
         from late as m
         on conflict do nothing)
-    select array_agg(m.msg_id), array_agg(m.extra ->> 'd') into a_ids, a_keys from late as m where m.extra ? 'd';
-    perform mq._release_keys({q}, a_ids, a_keys) where a_ids is not null;
+    select array_agg((m.msg_id, null, null, null, null, m.extra, null, null, null)::mq._taken) into v_dead from late as m where m.extra ?| '{d,k}';
+    perform mq._end({q}, v_dead) where v_dead is not null;
 end $$;
     $x$;
 end $f$;
@@ -68,10 +67,9 @@ end $$;
 create or replace function mq._bury_undelivered(queue_id int, taken mq._taken[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
-    select _bury_undelivered.queue_id, t.msg_id, t.enqueued_at, t.attempt - 1, 'expired', coalesce(t.extra -> 'h', '[]'), t.payload, t.headers, t.lane
+    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane, ordering_key)
+    select _bury_undelivered.queue_id, t.msg_id, t.enqueued_at, t.attempt - 1, 'expired', coalesce(t.extra -> 'h', '[]'), t.payload, t.headers, t.lane, t.extra ->> 'k'
     from unnest(_bury_undelivered.taken) as t
     on conflict do nothing;
-    perform mq._release_keys(_bury_undelivered.queue_id, array_agg(t.msg_id), array_agg(t.extra ->> 'd'))
-    from unnest(_bury_undelivered.taken) as t where t.extra ? 'd' having count(*) > 0;
+    perform mq._end(_bury_undelivered.queue_id, _bury_undelivered.taken);
 end $$;

@@ -6,6 +6,14 @@ create or replace function mq._template_gather() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
+-- Whether the message there, born in a block of the lane, has an ordering key: then all of its slice has the same.
+create or replace function mq._is_run_{t}(p_lane smallint, p_xid xid8, p_id bigint) returns boolean
+language plpgsql as $$
+begin
+    return exists (select from mq.log_{t} as x where x.lane = -1 - p_lane and x.xid = p_xid and x.msg_id = p_id and x.extra ? 'k'
+                   order by x.lane, x.xid, x.msg_id limit 1);
+end $$;
+
 create or replace function mq._gather_{t}(p_sub smallint, p_lane smallint, p_block_no bigint, p_slices int[], p_had boolean, p_n int, p_vt interval, p_from int default null)
 returns setof mq.delivery language plpgsql as $$
 declare
@@ -28,6 +36,7 @@ declare
     a_rest_xid xid8[];  a_rest_id bigint[];
     a_late   bigint[] := '{}'::bigint[];      -- expired
     v_late   mq._taken[];
+    v_split  int;                   -- a run of an ordering key that is longer than what is wanted
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
@@ -65,6 +74,10 @@ begin
             v_id := coalesce(l.rest_id, b.first_ids[g + 1]);
             v_take := least(v_left, v_free);
             v_rest := null;
+            if v_take < v_free and p_lane > 0 and g < b.born and mq._is_run_{t}(p_lane, v_xid, v_id) then
+                continue when a_slice is not null;      -- for who wants more
+                v_split := g;
+            end if;
             if v_take < v_free then
                 select x.xid, x.msg_id into v_rest from mq.log_{t} as x
                 where x.lane = case when g < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (v_xid, v_id)
@@ -108,6 +121,10 @@ begin
     select p_sub, p_lane, p_block_no, u.slice, u.part, a_slice[1], a_part[1], u.n, p_n - v_left, u.rest,
            u.id, u.rest_id, u.xid, u.rest_xid, v_until, v_token
     from unnest(a_slice, a_part, a_n, a_rest, a_xid, a_id, a_rest_xid, a_rest_id) as u (slice, part, n, rest, xid, id, rest_xid, rest_id);
+    -- A key is not shared: the rest of its run goes back.
+    if v_split is not null then
+        perform mq._cancel_slice(x, {k}, p_lane, p_block_no, v_split, '{}') from mq.queue as x where x.queue_id = {q};
+    end if;
     if p_lane > 0 and mq._uses_ttl({q}) then
         a_late := array(
             select m.msg_id

@@ -47,6 +47,7 @@ declare
     v_born     int := 0;
     v_rows     int;
     v_moved    boolean := false;
+    v_parked   int := 0;
     v_prev     pg_snapshot;
     v_cur      pg_snapshot;
     v_xid      xid8;
@@ -77,15 +78,36 @@ begin
                 select * from mq._promote_{q}(p_lane, case when p_given is null then greatest(32 * p_n, 64) else 0 end, v_passes)),
             born as (
                 insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
-                select m.msg_id, v_no::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra
-                from due as m where m.outcome is null)
-            select count(*) filter (where m.outcome is null), count(*) > 0 into v_rows, v_moved from due as m;
+                select m.msg_id, (v_no << 12)::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra
+                from due as m where m.outcome is null and (m.extra ? 'k') is not true),
+            parked as (     -- they have their turn when their key has
+                insert into mq.parked_{q} (event, ordering_key, place, enqueued_at, lane, attempt, payload, headers, extra)
+                select m.msg_id, m.extra ->> 'k', (m.extra ->> 'o')::bigint, m.enqueued_at, m.lane, m.attempt, m.payload, m.headers, m.extra - 'o'
+                from due as m where m.outcome is null and m.extra ? 'k')
+            select count(*) filter (where m.outcome is null and (m.extra ? 'k') is not true), count(*) filter (where m.extra ? 'k'), count(*) > 0
+              into v_rows, v_parked, v_moved from due as m;
+            if v_parked > 0 then
+                perform mq._notify(x.queue_id, x.name, x.notify, x.notified) from mq.queue as x where x.queue_id = {q};
+            end if;
             if v_rows > 0 then
                 select array_agg(x.xid), array_agg(x.msg_id), array_agg(least(p_n, v_rows - x.rn + 1)::int), count(*)
                   into a_xids, a_ids, a_counts, v_born
                 from (select l.xid, l.msg_id, row_number() over (order by l.lane, l.xid, l.msg_id) as rn from mq.log_{t} as l
-                      where l.lane = -1 - p_lane and l.xid = v_no::text::xid8) as x
+                      where l.lane = -1 - p_lane and l.xid = (v_no << 12)::text::xid8) as x
                 where (x.rn - 1) % p_n = 0;
+            end if;
+            -- Runs of messages with ordering keys, a slice each. What was read of their events is kept where it was much.
+            if p_lane >= 10 and p_given is null and mq._uses_order({q}) then
+                v_moved := mq._fold_{q}(p_lane, v_passes) >= 64 or v_moved;
+                with admitted as materialized (
+                    select * from mq._admit_keys_{q}(p_lane, p_n, greatest((c_least - v_born) / 2, 16))),
+                born as (
+                    insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
+                    select m.msg_id, (v_no << 12 | m.run)::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra from admitted as m)
+                select a_xids || array_agg((v_no << 12 | u.run)::text::xid8 order by u.run), a_ids || array_agg(u.first order by u.run),
+                       a_counts || array_agg(u.n order by u.run), v_born + count(*)
+                  into a_xids, a_ids, a_counts, v_born
+                from (select m.run, min(m.msg_id) as first, count(*)::int as n from admitted as m group by m.run) as u;
             end if;
         elsif p_given is not null then
             return false;
