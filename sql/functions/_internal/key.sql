@@ -262,6 +262,14 @@ begin
                           coalesce(p.extra, '{}') || jsonb_build_object('k', x.ordering_key, 'o', x.place))
             select * from left_park;
     end $$;
+
+    -- Says of messages with an ordering key that they are under lease no more.
+    create or replace function mq._release_{q}(p_messages mq._taken[], p_are_returned boolean) returns void language plpgsql as $$
+    begin
+        insert into mq.parked_{q} (event, ordering_key, settled, returned)
+        select (1::bigint << 62) + min(m.msg_id), m.extra ->> 'k', count(*), case when p_are_returned then count(*) else 0 end
+        from unnest(p_messages) as m where m.extra ? 'k' group by m.extra ->> 'k';
+    end $$;
     $x$, '{q}', _create_key_functions.queue_id::text);
     perform mq._shut('_' || _create_key_functions.queue_id);
 end $f$;
@@ -297,10 +305,7 @@ begin
     if not exists (select from unnest(_release.messages) as m where m.extra ? 'k') then
         return;
     end if;
-    execute 'insert into mq.parked_' || _release.queue_id || ' (event, ordering_key, settled, returned)'
-        ' select (1::bigint << 62) + min(m.msg_id), m.extra ->> ''k'', count(*), case when $2 then count(*) else 0 end'
-        ' from unnest($1) as m where m.extra ? ''k'' group by m.extra ->> ''k'''
-        using _release.messages, _release.are_returned;
+    execute format('select mq._release_%s($1, $2)', _release.queue_id) using _release.messages, _release.are_returned;
     if not _release.are_returned then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified) from mq.queue as q where q.queue_id = _release.queue_id;
     end if;

@@ -69,31 +69,36 @@ begin
     return _has_lanes.register & (1::bigint << 31) <> 0;
 end $$;
 
--- The lanes in the order in which they have their turn: by priority, of two that have the same the one with the older message
+-- Lanes in the order in which they have their turn: by priority, of two that have the same the one with the older message
 -- first. With ageing a lane's priority is one more for each time that passed since its oldest message was enqueued (or, if
 -- that is deferred, became due).
-create or replace function mq._lanes_in_turn(queue_id int, ageing interval, slots int[]) returns smallint[]
+create or replace function mq._lanes_in_turn(queue_id int, ageing interval, slots int[], lanes smallint[]) returns smallint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    a_lanes  smallint[] := mq._lanes(_lanes_in_turn.queue_id);
-    v_now    constant timestamptz := clock_timestamp();
-    v_oldest timestamptz;
-    a_ages   float8[];
+    v_now  constant timestamptz := clock_timestamp();
+    a_ages float8[] := '{}'::float8[];
 begin
-    if _lanes_in_turn.ageing is null and not 14 = any (a_lanes) then
-        return a_lanes;
-    end if;
-    for i in 1 .. cardinality(a_lanes) loop
-        v_oldest := null;
-        if _lanes_in_turn.ageing is not null or a_lanes[i] in (0, 14) then
-            v_oldest := least((select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, a_lanes[i])) from unnest(slots) as x),
-                              mq._oldest_due(_lanes_in_turn.queue_id, a_lanes[i]), mq._oldest_of_keys(_lanes_in_turn.queue_id, a_lanes[i]));
-        end if;
-        a_ages := a_ages || coalesce(greatest(extract(epoch from v_now - v_oldest), 0), 0)::float8;
+    for i in 1 .. cardinality(lanes) loop
+        a_ages := a_ages || coalesce(extract(epoch from greatest(v_now - least(
+            (select min(mq._oldest_ready(_lanes_in_turn.queue_id, x, lanes[i])) from unnest(slots) as x),
+            mq._oldest_due(_lanes_in_turn.queue_id, lanes[i]), mq._oldest_of_keys(_lanes_in_turn.queue_id, lanes[i])), '0')), 0)::float8;
     end loop;
     return array(
-        select u.lane from unnest(a_lanes, a_ages) as u (lane, age)
+        select u.lane from unnest(lanes, a_ages) as u (lane, age)
         order by mq._priority_of(u.lane) + coalesce(u.age / extract(epoch from _lanes_in_turn.ageing)::float8, 0) desc, u.age desc, u.lane);
+end $$;
+
+-- Which of these lanes is the first in which there might be something, in any of these slots.
+create or replace function mq._first_ready(queue_id int, slots int[], lanes smallint[]) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_slot int;
+    v_at   int;
+begin
+    foreach v_slot in array slots loop
+        execute 'select least($2, mq._first_ready_' || _first_ready.queue_id || '_' || v_slot || '(1::smallint, $1))' into v_at using lanes, v_at;
+    end loop;
+    return v_at;
 end $$;
 
 -- Leases up to n messages of the lane whose turn it is: nothing of another is looked at before a look at that one, newer
@@ -102,28 +107,29 @@ create or replace function mq._take_by_priority(queue_id int, ageing interval, o
 returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
-    v_at    int;
-    a_lanes smallint[];
+    a_lanes smallint[] := mq._lanes(_take_by_priority.queue_id);
     a_slots constant int[] := array(
         select s.slot from mq.segment as s
         where s.queue_id = _take_by_priority.queue_id and s.exhausted_at is null and s.drained_at is null and s.slot <> _take_by_priority.open_slot
         order by s.queue_id, s.segment) || _take_by_priority.open_slot;
 begin
-    a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots);
+    if ageing is not null then
+        a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, ageing, a_slots, a_lanes);
+    end if;
     loop
-        v_at := null;
-        foreach v_slot in array a_slots loop
-            execute 'select least($2, mq._first_ready_' || _take_by_priority.queue_id || '_' || v_slot || '(1::smallint, $1))'
-                into v_at using a_lanes, v_at;
-        end loop;
-        exit when v_at is null;
+        a_lanes := a_lanes[mq._first_ready(_take_by_priority.queue_id, a_slots, a_lanes):];
+        exit when cardinality(a_lanes) > 0 is not true;
+        -- These two have the same priority: where there is something in both, the older one counts.
+        if ageing is null and a_lanes[1:2] = '{0,14}' and mq._first_ready(_take_by_priority.queue_id, a_slots, '{14}') = 1 then
+            a_lanes := mq._lanes_in_turn(_take_by_priority.queue_id, null, a_slots, '{0,14}') || a_lanes[3:];
+        end if;
         foreach v_slot in array a_slots loop
             return query execute 'select * from mq._take_' || _take_by_priority.queue_id || '_' || v_slot || '(null, 1::smallint, $1, $2, $3, true, $4, $5, $6)'
-                using a_lanes[v_at], _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
+                using a_lanes[1], _take_by_priority.n, vt, v_slot = _take_by_priority.open_slot, begun, give_up;
             if found then
                 return;
             end if;
         end loop;
-        a_lanes := a_lanes[v_at + 1:];      -- others have it
+        a_lanes := a_lanes[2:];      -- others have it
     end loop;
 end $$;

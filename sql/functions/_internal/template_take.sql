@@ -108,12 +108,12 @@ begin
         select x.prev, x.cur into b from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lanes[i]
         order by x.subscription desc, x.lane desc, x.block_no desc limit 1;
         if mq._look_{t}(p_lanes[i], b.prev, b.cur) is not false         -- null: a copy, which _take_ repairs
-            or mq._is_due_{q}(p_lanes[i]) is not false
             or exists (
                 select from mq.block_{t} as x
                 where x.subscription = p_sub and x.lane = p_lanes[i] and x.block_no >= (select mq._current_{t}(p_sub, p_lanes[i]))
                   and cardinality(x.counts) > (select count(*) from mq.lease_{t} as e
                         where e.subscription = p_sub and e.lane = p_lanes[i] and e.block_no = x.block_no and e.rest = 0))
+            or mq._is_due_{q}(p_lanes[i]) is not false
             or mq._hole_{t}(p_sub, p_lanes[i]) is not null
         then
             return i;
