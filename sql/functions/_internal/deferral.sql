@@ -284,7 +284,7 @@ begin
             exit when v_count > 0
                 or not exists (select from mq.promotion_{q}_0 as p where p.lane = 0 and p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_0 as x where x.lane = 0))
                    and not exists (select from mq.promotion_{q}_1 as p where p.lane = 0 and p.cur is not null and p.no = (select max(x.no) from mq.promotion_{q}_1 as x where x.lane = 0))
-                   and mq._is_due_{q}(p_lane, 200000) is not true;
+                   and mq._is_due_{q}_0(p_lane, 200000) is not true and mq._is_due_{q}_1(p_lane, 200000) is not true;
             v_arrivals := 10000;
         end loop;
     end $$;

@@ -98,6 +98,9 @@ begin
                 select x.event, x.ordering_key, x.place, x.settled, x.returned, x.lane from mq.parked_{q} as x
                 where (x.xid, x.event) >= (u.lo_xid, u.lo_event) and x.xid <= u.hi_xid
                 order by x.xid, x.event limit 65) as y
+            union all
+            select x.event, x.ordering_key, x.place, x.settled, x.returned, x.lane from mq.parked_{q} as x
+            where x.xid = pg_current_xact_id_if_assigned() and x.lane is null
             limit 65),
         touched as materialized (
             select x.ordering_key, sum(x.settled) as settled, sum(x.returned) - count(x.place) as returned,
@@ -119,7 +122,8 @@ begin
     end $$;
 
     -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes. Returns
-    -- how many there were. The caller holds lock -2.
+    -- how many there were. The caller holds lock -2. Besides, the releases of this transaction: what is admitted instead
+    -- commits with them, or not at all.
     create or replace function mq._fold_{q}(p_lane smallint, p_passes int) returns int language plpgsql as $$
     declare
         w        record;
@@ -146,15 +150,19 @@ begin
                     where (x.xid, x.event) >= (u.lo_xid, u.lo_event) and x.xid <= u.hi_xid
                     order by x.xid, x.event limit v_most + 1) as y
                   limit v_most + 1) as e;
-            exit when a_event is null;
             w.next_xid := a_xid[v_most + 1];        -- null: that is all of the window
             w.next_event := a_event[v_most + 1];
-            v_sum := v_sum + least(cardinality(a_event), v_most);
+            select a_xid[:v_most] || array_agg(x.xid), a_event[:v_most] || array_agg(x.event), a_key[:v_most] || array_agg(x.ordering_key),
+                   a_place[:v_most] || array_agg(x.place), a_settled[:v_most] || array_agg(x.settled), a_returned[:v_most] || array_agg(x.returned),
+                   a_lane[:v_most] || array_agg(x.lane)
+              into a_xid, a_event, a_key, a_place, a_settled, a_returned, a_lane
+            from mq.parked_{q} as x where x.xid = pg_current_xact_id_if_assigned() and x.lane is null;
+            exit when a_event is null;
+            v_sum := v_sum + cardinality(a_event);
             with e as materialized (
                 -- Fresh messages stand behind all that came before; those that came back where they were.
                 select u.*, coalesce(u.place, v_no << 20 | u.no) as stands
-                from unnest(a_xid[:v_most], a_event[:v_most], a_key[:v_most], a_place[:v_most], a_settled[:v_most], a_returned[:v_most], a_lane[:v_most])
-                     with ordinality as u (xid, event, ordering_key, place, settled, returned, lane, no)),
+                from unnest(a_xid, a_event, a_key, a_place, a_settled, a_returned, a_lane) with ordinality as u (xid, event, ordering_key, place, settled, returned, lane, no)),
             spent as (
                 delete from mq.parked_{q} as p using e where p.xid = e.xid and p.event = e.event and e.lane is null),
             lined as (

@@ -54,6 +54,8 @@ begin
     for v_pass in 1 .. 2 loop
         foreach g in array p_slices loop
             exit when v_left = 0;
+            -- What is born may be a run of an ordering key, which is not cut for what is lacking.
+            continue when p_lane > 0 and g < b.born and a_slice is not null and b.counts[g + 1] > v_left;
             -- Look before locking, so as not to keep the lock of what is done.
             if v_all then
                 select x.rest into l from mq.lease_{t} as x
@@ -75,7 +77,6 @@ begin
             v_take := least(v_left, v_free);
             v_rest := null;
             if v_take < v_free and p_lane > 0 and g < b.born and mq._is_run_{t}(p_lane, v_xid, v_id) then
-                continue when a_slice is not null;      -- for who wants more
                 v_split := g;
             end if;
             if v_take < v_free then

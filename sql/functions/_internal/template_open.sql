@@ -48,6 +48,7 @@ declare
     v_rows     int;
     v_moved    boolean := false;
     v_parked   int := 0;
+    v_runs     int;
     v_prev     pg_snapshot;
     v_cur      pg_snapshot;
     v_xid      xid8;
@@ -98,9 +99,11 @@ begin
             end if;
             -- Runs of messages with ordering keys, a slice each. What was read of their events is kept where it was much.
             if p_lane >= 10 and p_given is null and mq._uses_order({q}) then
+                -- Where something may be cancelled, one may become two slices; and a row of the block has to fit into a page.
+                v_runs := case when p_n = 1 then 128 else 64 end >> (pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0)::int;
                 v_moved := mq._fold_{q}(p_lane, v_passes) >= 64 or v_moved;
                 with admitted as materialized (
-                    select * from mq._admit_keys_{q}(p_lane, p_n, greatest((c_least - v_born) / 2, 16))),
+                    select * from mq._admit_keys_{q}(p_lane, p_n, v_runs)),
                 born as (
                     insert into mq.log_{t} (msg_id, xid, enqueued_at, lane, attempt, payload, headers, extra)
                     select m.msg_id, (v_no << 12 | m.run)::text::xid8, m.enqueued_at, -1 - p_lane, m.attempt, m.payload, m.headers, m.extra from admitted as m)
