@@ -72,6 +72,8 @@ class AsyncClient:
         max_depth: int | None = None,
         overflow: str | None = None,
         dedup_window: timedelta | None = None,
+        max_in_flight_per_key: int | None = None,
+        fair: bool | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -95,6 +97,8 @@ class AsyncClient:
                 max_depth=max_depth,
                 overflow=overflow,
                 dedup_window=dedup_window,
+                max_in_flight_per_key=max_in_flight_per_key,
+                fair=fair,
                 if_not_exists=if_not_exists,
             )
         )
@@ -120,6 +124,8 @@ class AsyncClient:
         max_depth: int | None = None,
         overflow: str | None = None,
         dedup_window: timedelta | None = None,
+        max_in_flight_per_key: int | None = None,
+        fair: bool | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -142,6 +148,8 @@ class AsyncClient:
                 max_depth=max_depth,
                 overflow=overflow,
                 dedup_window=dedup_window,
+                max_in_flight_per_key=max_in_flight_per_key,
+                fair=fair,
             )
         )
 
@@ -211,6 +219,7 @@ class AsyncClient:
         ttl: timedelta | None = None,
         on_duplicate: str | None = None,
         dedup_keys: Sequence[str | None] | None = None,
+        ordering_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`."""
         return await self.call(
@@ -226,6 +235,7 @@ class AsyncClient:
                 ttl=ttl,
                 on_duplicate=on_duplicate,
                 dedup_keys=calls.maybe_list(dedup_keys),
+                ordering_keys=calls.maybe_list(ordering_keys),
             )
         )
 

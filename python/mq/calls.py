@@ -52,6 +52,7 @@ _RETRIES = {
 }
 _AGEING = {"priority_ageing": "interval"}
 _DEDUP = {"dedup_window": "interval"}
+_KEYS = {"max_in_flight_per_key": "int", "fair": "boolean"}
 _RESULTS = {"result_retention": "interval"}
 _DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
@@ -77,8 +78,18 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_RESULTS,
         **_DEPTH,
         **_DEDUP,
+        **_KEYS,
     },
-    "alter_queue": {**_QUEUE, **_SETTINGS, **_RETRIES, **_AGEING, **_RESULTS, **_DEPTH, **_DEDUP},
+    "alter_queue": {
+        **_QUEUE,
+        **_SETTINGS,
+        **_RETRIES,
+        **_AGEING,
+        **_RESULTS,
+        **_DEPTH,
+        **_DEDUP,
+        **_KEYS,
+    },
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,
     "pause_queue": _QUEUE,
@@ -91,6 +102,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "headers": "jsonb[]",
         **_OPTIONS,
         "dedup_keys": "text[]",
+        "ordering_keys": "text[]",
     },
     "dequeue": {
         **_QUEUE,
@@ -313,8 +325,10 @@ schedules = _messages("schedules", Schedule)
 run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key) from stdin"
-COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4", "text")
+COPY_IN = (
+    "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key, ordering_key) from stdin"
+)
+COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4", "text", "text")
 
 
 def copy_row(queue: str, item: object) -> Row:
@@ -327,6 +341,7 @@ def copy_row(queue: str, item: object) -> Row:
         message.deliver_at,
         message.priority,
         message.dedup_key,
+        message.ordering_key,
     )
 
 

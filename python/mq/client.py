@@ -75,6 +75,8 @@ class Client:
         max_depth: int | None = None,
         overflow: str | None = None,
         dedup_window: timedelta | None = None,
+        max_in_flight_per_key: int | None = None,
+        fair: bool | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -97,6 +99,10 @@ class Client:
                 'dead_letter' make room by removing the oldest that are ready.
             dedup_window: for how long a dedup_key is taken (default 5 minutes); zero: until its
                 message is settled.
+            max_in_flight_per_key: how many messages of one ordering_key may be under lease (default:
+                any number; in `alter_queue` 0 means that).
+            fair: True: ordering keys have their turn one after the other (default False: the key
+                with the oldest message first).
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -127,6 +133,8 @@ class Client:
                 max_depth=max_depth,
                 overflow=overflow,
                 dedup_window=dedup_window,
+                max_in_flight_per_key=max_in_flight_per_key,
+                fair=fair,
                 if_not_exists=if_not_exists,
             )
         )
@@ -152,6 +160,8 @@ class Client:
         max_depth: int | None = None,
         overflow: str | None = None,
         dedup_window: timedelta | None = None,
+        max_in_flight_per_key: int | None = None,
+        fair: bool | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -178,6 +188,8 @@ class Client:
                 max_depth=max_depth,
                 overflow=overflow,
                 dedup_window=dedup_window,
+                max_in_flight_per_key=max_in_flight_per_key,
+                fair=fair,
             )
         )
 
@@ -242,7 +254,8 @@ class Client:
             delay: not to be delivered before this time has passed.
             deliver_at: not to be delivered before this time (aware).
             priority: 0 to 9; 9 goes first, 4 is the default.
-            ordering_key: messages of one key are delivered one after the other.
+            ordering_key: 1 to 512 bytes; messages of one key are delivered in order, under one lease at
+                a time.
             dedup_key: 1 to 512 bytes; while a message has it, no other is enqueued with it.
             ttl: worthless after this time.
             on_duplicate: what to do where a message has the dedup_key: 'keep' (default) it, 'reject'
@@ -283,12 +296,14 @@ class Client:
         ttl: timedelta | None = None,
         on_duplicate: str | None = None,
         dedup_keys: Sequence[str | None] | None = None,
+        ordering_keys: Sequence[str | None] | None = None,
     ) -> list[int]:
         """Send many messages in one round trip: `mq.enqueue_batch`.
 
         `headers`, if given, has one entry (or None) for each payload; the other options, as in
         `enqueue`, hold for all. `dedup_keys` has one key (or None) for each payload; of equal keys
-        the first one counts, or with ``on_duplicate='replace'`` the last.
+        the first one counts, or with ``on_duplicate='replace'`` the last. `ordering_keys` has one
+        key (or None) for each payload, too.
 
         Returns:
             The msg_ids, in the order of the payloads.
@@ -309,6 +324,7 @@ class Client:
                 ttl=ttl,
                 on_duplicate=on_duplicate,
                 dedup_keys=calls.maybe_list(dedup_keys),
+                ordering_keys=calls.maybe_list(ordering_keys),
             )
         )
 

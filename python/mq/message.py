@@ -34,7 +34,7 @@ class Message:
         deliver_at: not before this time (aware); None: at once.
         queue: the queue to send it to; None: the one that `copy_in` was called with.
         priority: 0 to 9; 9 goes first; None: 4.
-        dedup_key: as in `Client.enqueue`; None: none.
+        dedup_key, ordering_key: as in `Client.enqueue`; None: none.
     """
 
     payload: object
@@ -43,6 +43,7 @@ class Message:
     queue: str | None = None
     priority: int | None = None
     dedup_key: str | None = None
+    ordering_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

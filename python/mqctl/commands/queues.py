@@ -90,6 +90,16 @@ def _settings(function: F) -> F:
             type=DURATION,
             help="How long a dedup key is taken; 0: until its message is settled.",
         ),
+        click.option(
+            "--max-in-flight-per-key",
+            type=click.IntRange(0),
+            help="How many messages of an ordering key may be leased; 0 for any number.",
+        ),
+        click.option(
+            "--fair/--oldest-first",
+            default=None,
+            help="Which ordering key is served next.",
+        ),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(
