@@ -6,6 +6,8 @@ declare
     v       mq.queue_statistics;
     v_slot  int;
     a_slots int[];
+    v_count bigint;
+    v_oldest timestamptz;
 begin
     if queue_stats.queue is not null then
         perform mq._queue(queue_stats.queue);
@@ -37,9 +39,9 @@ begin
             v.deferred := v.deferred + m.waiting - m.due;
             v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
         end loop;
-        execute format('select count(*) as n, min(p.enqueued_at) as oldest from mq.parked_%s as p where p.lane is not null', q.queue_id) into m;
-        v.ready := v.ready + m.n;
-        v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - m.oldest);
+        execute format('select count(*), min(p.enqueued_at) from mq.parked_%s as p where p.lane is not null', q.queue_id) into v_count, v_oldest;
+        v.ready := v.ready + v_count;
+        v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - v_oldest);
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
         select count(*) filter (where x.due_at > clock_timestamp()) as deferred, count(*) as n into m from mq.cancelled as x where x.queue_id = q.queue_id;
