@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from bench.cells import Cell, Replicated, race
 from bench.peers import Load
+from bench.peers.mq import FEATURES
 from bench.solo import Idle, Latency, Own, Wal
 
 SIZES = (1, 10, 100, 1000)
@@ -115,6 +116,18 @@ def surroundings() -> list[Cell]:
     return cells
 
 
+def features() -> list[Cell]:
+    """What each feature costs: queues that use it beside a plain one."""
+    used = "mq:next " + " ".join(f"mq:{name}" for name in FEATURES)
+    cells: list[Cell] = [
+        race(f"features enqueue n={n}", Load("enqueue", n), 4, used) for n in (1, 100)
+    ]
+    cells += [
+        race(f"features steady n={n}", Load("steady", n), 4, used, backlog=2000) for n in (1, 10)
+    ]
+    return cells
+
+
 def peers() -> list[Cell]:
     """Everybody, on the server and through their own consumers."""
     cells: list[Cell] = [
@@ -196,6 +209,7 @@ def full() -> list[Cell]:
     cells += slow_commits()
     cells += peers()
     cells += surroundings()
+    cells += features()
     cells += [wal(n, messages) for n, messages in ((10, 20_000), (1000, 200_000))]
     cells += [latency(rate) for rate in (100, 5000)]
     cells.append(Idle(name="idle sleepers=1000", contestants=("mq",)))

@@ -32,6 +32,32 @@ select mq.nack('b', :r, delay => '0') where :r::text <> '0';
 """,
 }
 CYCLES["async"] = CYCLES["next"]
+# What a queue is, and what its messages have: settings; an option of enqueue; that of a batch of {n}.
+FEATURES = {
+    "priority": ("", "priority => (random() * 9)::int", "priority => (random() * 9)::int"),
+    "ttl": ("", "ttl => '1 hour'", "ttl => '1 hour'"),
+    "delay": ("", "delay => '1 ms'", "delay => '1 ms'"),
+    "dedup": (
+        "",
+        "dedup_key => gen_random_uuid()::text",
+        "dedup_keys => array(select gen_random_uuid()::text from generate_series(1, {n}))",
+    ),
+    "keys": (
+        "",
+        "ordering_key => (random() * 10000)::int::text",
+        "ordering_keys => array(select (random() * 10000)::int::text from generate_series(1, {n}))",
+    ),
+    "hot-key": (
+        "",
+        "ordering_key => (random() * random() * 2 * 10000)::int::text",
+        "ordering_keys => array(select greatest((random() - 0.5) * 20000, 0)::int::text from generate_series(1, {n}))",
+    ),
+    "depth": ("max_depth => 1000000000", "", ""),
+    "retention": ("retention => '1 day'", "", ""),
+    "transaction": ("mode => 'transaction'", "", ""),
+}
+CYCLES |= dict.fromkeys(FEATURES, CYCLES["next"])
+CYCLES["transaction"] = f"begin;\n{TAKE}commit;\n"
 NOTIFY = ("auto", "always", "never")
 TEN_MS = timedelta(milliseconds=10)
 MOST_IN_A_SEGMENT = 5_000_000
@@ -44,11 +70,18 @@ def _source() -> Source:
     return load()
 
 
+def _options(variant: str, part: int, n: int) -> str:
+    """What a feature adds to the arguments of enqueue (1), or of a batch (2) of n."""
+    option = FEATURES.get(variant, ("", "", ""))[part].replace("{n}", str(n))
+    return f", {option}" if option else ""
+
+
 class Mq(Peer):
     """`next`: dequeue acks the receipt of the call before; `tx`: dequeue and ack in one transaction; `separate`: in two;
     `retry`: in two, and one lease in ten is given back with nack; `async`: `next` with synchronous_commit off.
 
-    For enqueue the variant says how the queue notifies, and whether messages are copied into the inbox.
+    For enqueue the variant says how the queue notifies, and whether messages are copied into the inbox. The names of FEATURES
+    are `next` in a queue that has that feature, with messages that use it.
     """
 
     name = "mq"
@@ -62,18 +95,24 @@ class Mq(Peer):
 
         with server.connect(dbname) as conn:
             migrate.install(conn, _source())
-            notify = variant if variant in NOTIFY else "auto"
-            conn.execute("select mq.create_queue('b', notify => %s)", (notify,))
+            settings = [f"notify => '{variant if variant in NOTIFY else 'auto'}'"]
+            settings += filter(None, FEATURES.get(variant, ("",))[:1])
+            conn.execute(f"select mq.create_queue('b', {', '.join(settings)})".encode())
+            # Goes with the database where that is copied.
+            conn.execute(f"create table public.variant as select '{variant}' as name".encode())
 
     def template(self, variant: str) -> str:
-        return variant if variant in NOTIFY[1:] else ""
+        return variant if variant in NOTIFY[1:] or variant in FEATURES else ""
 
     def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
         conn.execute("set synchronous_commit = off")
+        row = conn.execute("select v.name from public.variant as v").fetchone()
+        size = min(1000, count)
+        options = _options(row[0] if row else "", 2, size)
         for done in range(0, count, 100_000):
             conn.execute(
                 f"""select count(*) from (
-                        select mq.enqueue_batch('b', array_fill({load.json()}, array[{min(1000, count)}]))
+                        select mq.enqueue_batch('b', array_fill({load.json()}, array[{size}]){options})
                         from generate_series(1, {max(1, min(100_000, count - done) // 1000)})) as x""".encode()
             )
             if count > MOST_IN_A_SEGMENT:
@@ -83,9 +122,10 @@ class Mq(Peer):
         if variant == "copy":
             return "copy mq.inbox (queue, payload) from '@folder@/inbox';\n"
         if load.n == 1:
-            enqueue = f"select mq.enqueue('b', {load.json()});\n"
+            enqueue = f"select mq.enqueue('b', {load.json()}{_options(variant, 1, 1)});\n"
         else:
-            enqueue = f"select count(*) from mq.enqueue_batch('b', array_fill({load.json()}, array[{load.n}]));\n"
+            options = _options(variant, 2, load.n)
+            enqueue = f"select count(*) from mq.enqueue_batch('b', array_fill({load.json()}, array[{load.n}]){options});\n"
         if load.work == "enqueue":
             return enqueue
         if variant not in CYCLES:
