@@ -18,7 +18,6 @@ from support.clock import Meter, Times
 from support.server import Server
 from support.server import database as temporary_database
 
-pytestmark = pytest.mark.perf
 
 Connection = psycopg.Connection[Any]
 Options = dict[str, Any]
@@ -28,6 +27,8 @@ SECONDS = float(os.environ.get("MQ_HORIZON_SECONDS", "600"))
 FIFTHS = 5
 BOUND = 1.3
 BACKLOG = 200
+
+pytestmark = [pytest.mark.perf, pytest.mark.timeout(2 * SECONDS + 300)]
 
 
 def priorities(rng: random.Random) -> Options:
