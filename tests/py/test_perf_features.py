@@ -18,7 +18,6 @@ from support.clock import Meter, Times
 from support.server import Server
 from support.server import database as temporary_database
 
-
 Connection = psycopg.Connection[Any]
 Options = dict[str, Any]
 
