@@ -131,17 +131,23 @@ begin
     return v_all;
 end $f$;
 
--- Acknowledges a whole lease; returns how many messages.
+-- Acknowledges a whole lease; returns how many messages. What sets something free as it ends is read after that.
 create or replace function mq._ack(queue text, queue_id int, receipt text) returns int
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     r       record;
     v_count int;
+    v_ends  mq._taken[];
 begin
     r := mq._parse_receipt(_ack.queue, _ack.queue_id, _ack.receipt);
-    -- What may set something free as it ends goes the long way, which knows what it is.
-    if r.subscription = 1 and not (r.lane >= 10 and mq._minds_ends(_ack.queue_id)) and mq._has_slot(_ack.queue_id, r.slot) then
+    if r.subscription = 1 and mq._has_slot(_ack.queue_id, r.slot) then
         execute 'select mq._ack_' || _ack.queue_id || '_' || r.slot || '($1)' into v_count using string_to_array(_ack.receipt, '.');
+        if v_count is not null and r.lane >= 10 and mq._minds_ends(_ack.queue_id) then
+            execute 'select array_agg((l.msg_id, null, null, null, null, l.extra, null, null, null)::mq._taken) from mq._leased_'
+                || _ack.queue_id || '_' || r.slot || '($1, $2, $3, $4, $5) as l where l.extra ?| ''{d,k}'''
+                into v_ends using r.subscription, r.lane, r.block_no, r.slice, r.part;
+            perform mq._end(_ack.queue_id, v_ends) where v_ends is not null;
+        end if;
         if v_count is not null then
             return v_count;
         end if;
