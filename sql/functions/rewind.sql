@@ -5,6 +5,7 @@ declare
     q       mq.queue := mq._queue(rewind.queue, false);
     v_count bigint;
     a_lanes smallint[];
+    v_is_keyed boolean;
 begin
     perform mq._check_isolation('rewind');
     if num_nonnulls(rewind.to_time, rewind.to_msg_id) <> 1 then
@@ -42,9 +43,9 @@ begin
             from l where (l.extra ? 'k') is not true
             order by l.msg_id
             returning lane)
-        select count(*), array_agg(distinct b.lane) from (select lane from back union all select lane from keyed) as b
-        $x$, q.queue_id, pg_sequence_last_value(q.register) & 65535) into v_count, a_lanes using q, rewind.to_time, rewind.to_msg_id;
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, x) from unnest(a_lanes) as x;
+        select count(*), array_agg(distinct b.lane), bool_or(b.is_keyed) from (select lane, false as is_keyed from back union all select lane, true from keyed) as b
+        $x$, q.queue_id, pg_sequence_last_value(q.register) & 65535) into v_count, a_lanes, v_is_keyed using q, rewind.to_time, rewind.to_msg_id;
+    perform mq._use_lane(q.queue_id, q.register, q.lanes, x, has_order => v_is_keyed and x >= 10) from unnest(a_lanes) as x;
     if v_count > 0 then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
