@@ -116,7 +116,8 @@ begin
                 return true;
             end if;
         else
-            perform pg_advisory_xact_lock(mq._lock_class(), case when l.slot is null then mq._lock_key(q.queue_id, -2) else mq._slot_key(q.queue_id, l.slot, l.lane, -1) end);
+            perform pg_advisory_xact_lock(mq._lock_class(), case when l.slot is null and l.due_at is null then mq._lock_key(q.queue_id, -12)
+                when l.slot is null then mq._lock_key(q.queue_id, -2) else mq._slot_key(q.queue_id, l.slot, l.lane, -1) end);
             select * into m from mq._locate(q.queue_id, _cancel.msg_id) as x;
             if m = l then
                 perform mq._use(q.queue_id, q.lanes, 2048);

@@ -1,5 +1,5 @@
 -- Ordering keys. Messages of one key are delivered in the order of the queue, under one lease at a time. That is decided by
--- whoever opens a block (lock -2, which promoters have, too): he admits the next few messages of keys that are free, a run
+-- whoever opens a block (with lock -12, to the end of his transaction): he admits the next few messages of keys that are free, a run
 -- each, which become a slice of the block, and from there on they are like all others. All the rest only append:
 --
 --   parked_<q>  what happens: a message that came, or came back (with its place); or a release (no payload): so many messages
@@ -122,7 +122,7 @@ begin
     end $$;
 
     -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes. Returns
-    -- how many there were. The caller holds lock -2. Besides, the releases of this transaction: what is admitted instead
+    -- how many there were. The caller holds lock -12. Besides, the releases of this transaction: what is admitted instead
     -- commits with them, or not at all.
     create or replace function mq._fold_{q}(p_lane smallint, p_passes int) returns int language plpgsql as $$
     declare
@@ -215,7 +215,7 @@ begin
 
     -- Admits a run of each of up to p_most keys that are ready, the next in turn first, to be born in a block. A run has
     -- at most p_n messages, of one lane, in the order of msg_id, as the log has it; the fewer the more keys there are. What was cancelled
-    -- is a run of its own, which goes on with what stands behind it. The caller holds lock -2.
+    -- is a run of its own, which goes on with what stands behind it. The caller holds lock -12.
     create or replace function mq._admit_keys_{q}(p_lane smallint, p_n int, p_most int)
     returns table (run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
     declare

@@ -97,8 +97,9 @@ begin
                       where l.lane = -1 - p_lane and l.xid = (v_no << 12)::text::xid8) as x
                 where (x.rn - 1) % p_n = 0;
             end if;
-            -- Runs of messages with ordering keys, a slice each. What was read of their events is kept where it was much.
-            if p_lane >= 10 and p_given is null and mq._uses_order({q}) then
+            -- Runs of messages with ordering keys, a slice each. Who opens another lane is waited for, a little. What was read
+            -- of events is kept where it was much.
+            if p_lane >= 10 and p_given is null and mq._uses_order({q}) and mq._enter_lane({class}, mq._lock_key({q}, -12)) then
                 -- Where something may be cancelled, one may become two slices; and a row of the block has to fit into a page.
                 v_runs := case when p_n = 1 then 128 else 64 end >> (pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0)::int;
                 v_moved := mq._fold_{q}(p_lane, v_passes) >= 64 or v_moved;

@@ -274,8 +274,9 @@ begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
                 v_mine := mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
                     and not exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
-                -- What is due can be had only by who may promote.
-                v_due := v_mine and coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
+                -- What is due can be had only by who may promote. Ordering keys have a lock of their own, for which _open_ sees.
+                v_due := v_mine and coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true)
+                    and (pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)) or p_lane >= 10 and mq._uses_order({q}));
                 v_ready := v_mine and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(p_lane), true));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
                 -- the lane, which would be held for nothing.
