@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.peers.base import Absent, Failed, Load, Peer
 from bench.peers.graphile_worker import GraphileWorker
-from bench.peers.mq import Mq
+from bench.peers.mq import Before, Mq
 from bench.peers.pg_boss import PgBoss
 from bench.peers.pgq import PgQ
 from bench.peers.pgqueuer import PgQueuer
@@ -15,6 +15,7 @@ ALL: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Mq(),
+        Before(),
         Plain(),
         Bare(),
         PgQ(),

@@ -128,7 +128,7 @@ begin
         if not q.paused then
             v_open := v_register & 65535;
             -- In transaction mode the bit is always there; with one lane, and one segment, there is nothing to choose.
-            v_has_lanes := mq._has_lanes(v_register)
+            v_has_lanes := v_register & (1::bigint << 31) <> 0      -- mq._has_lanes, but every empty poll comes here
                 and (q.mode = 'lease' or (v_register >> 16) & 32767 <> v_open or pg_sequence_last_value(q.lanes) is not null);
             if v_has_lanes then
                 return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, v_open, dequeue.n, v_vt, v_begun, v_give_up);
@@ -172,7 +172,10 @@ begin
             -- What ran out is delivered at once. Not in a transaction that wrote before: others would have to wait for
             -- the end of it. If it cannot be delivered, all is undone, with its locks, and left to others; unless it is
             -- all dead letters, for which nobody waits.
-            if not v_begun and q.mode = 'lease' and mq._is_stale(q.queue_id, v_open) and (v_has_lanes or mq._is_lane_free(q.queue_id, v_open)) then
+            if not v_begun and q.mode = 'lease'
+                and mq._is_stale(q.queue_id, v_open, case when v_has_lanes then mq._lanes(q.queue_id) else '{0}' end)
+                and (v_has_lanes or mq._is_lane_free(q.queue_id, v_open))
+            then
                 begin
                     select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                     v_count := 0;

@@ -15,7 +15,7 @@ declare
     q        mq.queue;
     v_msg_id bigint;
     v_due_at timestamptz;
-    v_lane   smallint;
+    v_lane   smallint := 0;
     v_extra  jsonb;
     v_ending text;          -- the key, if it is free again when the message is settled
     e        record;
@@ -33,14 +33,17 @@ begin
     if enqueue.payload is null then
         perform mq._null_argument('payload');
     end if;
-    perform mq._check_dedup(enqueue.dedup_key is not null, enqueue.on_duplicate);
-    perform mq._check_key('dedup_key', enqueue.dedup_key), mq._check_key('ordering_key', enqueue.ordering_key);
     q := mq._queue(enqueue.queue);
-    perform mq._not_yet('ordering_key in mode "transaction"') where enqueue.ordering_key is not null and q.mode = 'transaction';
-    v_ending := case when q.dedup_window = '0' then enqueue.dedup_key end;
-    v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending, enqueue.ordering_key) = 0);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
-    v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending, enqueue.ordering_key);
+    -- What few messages have. A function with a setting of its own costs as much as ten expressions, so none is called in vain.
+    if num_nonnulls(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl, enqueue.on_duplicate) > 0 then
+        perform mq._check_dedup(enqueue.dedup_key is not null, enqueue.on_duplicate);
+        perform mq._check_key('dedup_key', enqueue.dedup_key), mq._check_key('ordering_key', enqueue.ordering_key);
+        perform mq._not_yet('ordering_key in mode "transaction"') where enqueue.ordering_key is not null and q.mode = 'transaction';
+        v_ending := case when q.dedup_window = '0' then enqueue.dedup_key end;
+        v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending, enqueue.ordering_key) = 0);
+        v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending, enqueue.ordering_key);
+    end if;
     if enqueue.dedup_key is not null then
         e := mq._enter_key(q, enqueue.dedup_key, enqueue.on_duplicate);
         v_msg_id := e.msg_id;
@@ -52,7 +55,9 @@ begin
         perform mq._admit(q.queue_id, 1);
     end if;
     v_msg_id := coalesce(v_msg_id, nextval(q.msg_ids));
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null, v_ending is not null, enqueue.ordering_key is not null) where v_lane <> 0;
+    if v_lane <> 0 then
+        perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, enqueue.ttl is not null, v_ending is not null, enqueue.ordering_key is not null);
+    end if;
     if v_due_at is null and enqueue.ordering_key is not null then
         execute 'insert into mq.parked_' || q.queue_id || ' (event, ordering_key, lane, payload, headers, extra) values ($1, $2, $3, $4, $5, $6)'
             using v_msg_id, enqueue.ordering_key, v_lane, enqueue.payload, enqueue.headers, v_extra;

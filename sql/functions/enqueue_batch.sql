@@ -17,7 +17,7 @@ declare
     q          record;
     v_register bigint;
     v_due_at   timestamptz;
-    v_lane     smallint;
+    v_lane     smallint := 0;
     v_extra    jsonb;
     a_ids      bigint[];
     v_count    int := cardinality(enqueue_batch.payloads);
@@ -33,15 +33,18 @@ begin
         perform mq._invalid('headers', format('%s headers for %s payloads.', cardinality(enqueue_batch.headers), v_count),
                             'Give one for each payload (null for none), or leave headers out.');
     end if;
-    perform mq._check_dedup(num_nonnulls(dedup_key, dedup_keys) > 0, on_duplicate);
-    if num_nonnulls(dedup_key, dedup_keys, ordering_key, ordering_keys) > 0 then
-        return query select mq._enqueue_once(x, payloads, headers, mq._due_at(delay, deliver_at), priority, ttl,
-                                             mq._keys_of_batch('dedup_key', v_count, dedup_key, dedup_keys), on_duplicate,
-                                             mq._keys_of_batch('ordering_key', v_count, ordering_key, ordering_keys))
-                     from mq._queue(enqueue_batch.queue) as x;
-        return;
+    -- As in enqueue: no function is called in vain.
+    if num_nonnulls(priority, ordering_key, ordering_keys, dedup_key, dedup_keys, ttl, on_duplicate) > 0 then
+        perform mq._check_dedup(num_nonnulls(dedup_key, dedup_keys) > 0, on_duplicate);
+        if num_nonnulls(dedup_key, dedup_keys, ordering_key, ordering_keys) > 0 then
+            return query select mq._enqueue_once(x, payloads, headers, mq._due_at(delay, deliver_at), priority, ttl,
+                                                 mq._keys_of_batch('dedup_key', v_count, dedup_key, dedup_keys), on_duplicate,
+                                                 mq._keys_of_batch('ordering_key', v_count, ordering_key, ordering_keys))
+                         from mq._queue(enqueue_batch.queue) as x;
+            return;
+        end if;
+        v_lane := mq._lane_of(priority, ttl is null);
     end if;
-    v_lane := mq._lane_of(priority, ttl is null);
     select x.queue_id, x.msg_ids, x.register, x.lanes, x.notify, x.notified, x.home, x.max_depth into q from mq.queue as x where x.name = enqueue_batch.queue;
     if not mq._is_at_home(q.home) then
         perform mq._repair(q.queue_id);
@@ -51,11 +54,15 @@ begin
         perform mq._queue_not_found(enqueue_batch.queue);
     end if;
     v_due_at := mq._due_at(delay, enqueue_batch.deliver_at);
-    v_extra := mq._extra(ttl, v_due_at, null);
+    if ttl is not null then
+        v_extra := mq._extra(ttl, v_due_at, null);
+    end if;
     if v_count = 0 then
         return;
     end if;
-    perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, ttl is not null) where v_lane <> 0;
+    if v_lane <> 0 then
+        perform mq._use_lane(q.queue_id, q.register, q.lanes, v_lane, ttl is not null);
+    end if;
     if q.max_depth is not null then
         perform mq._admit(q.queue_id, v_count);
     end if;

@@ -29,7 +29,7 @@ begin
         v_taken := mq._settle(nack.queue, q.queue_id, nack.receipt, case when dead then 'rejected' else 'nacked' end, nack.msg_ids);
         v_count := v_count + (select count(*) from unnest(v_taken) as m where m.outcome <> 'returned');
         exit when cardinality(v_taken) = 0;
-        v_again := mq._take_back(q.queue_id, q.max_attempts, v_taken, nack.reason, coalesce(dead, false), not coalesce(count_attempt, true));
+        v_again := mq._take_back(q.queue_id, q.max_attempts, q.max_depth, v_taken, nack.reason, coalesce(dead, false), not coalesce(count_attempt, true));
         if cardinality(v_again) > 0 then
             perform mq._defer(q.queue_id, q.register, v_again,
                 array(select clock_timestamp() + case when m.outcome = 'returned' then '0' else coalesce(nack.delay, mq._backoff(q, m.attempt - coalesce(count_attempt, true)::int)) end

@@ -1,4 +1,4 @@
-select plan(108);
+select plan(111);
 
 -- Within the window a key has one message.
 select test.forget('dedup');
@@ -154,6 +154,14 @@ select mq.enqueue('dedup', '1', dedup_key => 'v') \g /dev/null
 select receipt from mq.dequeue('dedup') \gset
 select is(mq.nack('dedup', :'receipt', dead => true), 1, 'a message is rejected');
 select is(pg_temp.free('v'), true, 'and its key is free');
+select mq.enqueue('dedup', '1', dedup_key => 'dies') \g /dev/null
+select mq.nack('dedup', d.receipt) from mq.dequeue('dedup') as d \g /dev/null
+select mq.enqueue('dedup', '2', dedup_key => 'lives') \g /dev/null
+select max(receipt) as receipt, count(*) as n from mq.dequeue('dedup', 10) \gset
+select is(:n, 2, 'two messages are leased together, one of them for the last time');
+select is(mq.nack('dedup', :'receipt'), 2, 'and given back');
+select is(array[pg_temp.free('dies'), pg_temp.free('lives')], array[true, false], 'only the key of the one that died is free');
+select mq.purge_queue('dedup') \g /dev/null
 select mq.enqueue('dedup', '1', dedup_key => 'u', ttl => '1 hour') as msg_id \gset
 select format('update mq.log_%s_1 set extra = jsonb_set(extra, ''{e}'', ''1'') where msg_id = %s', test.queue_id('dedup'), :msg_id) \gexec
 select is_empty($$ select * from mq.dequeue('dedup') $$, 'a message expired');

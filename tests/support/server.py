@@ -91,6 +91,8 @@ class Server:
         self._tcp = tcp
         self._made_by = os.getpid()
         self._owner = _server_user()
+        #: What the server is started with: a command that runs the one behind it, as valgrind does.
+        self.runner: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="mq-", dir=_temp_dir(self._owner)))
         self._watchdog = subprocess.Popen(
@@ -305,7 +307,7 @@ class Server:
         self._log_mark = self.log.stat().st_size
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", str(self.data), *options],
+                [*self.runner, self._bin / "postgres", "-D", str(self.data), *options],
                 **self._as_owner(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

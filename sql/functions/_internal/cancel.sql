@@ -89,7 +89,7 @@ begin
         execute format('select array_agg(x) from mq._settle_%s_%s(1::smallint, $1, $2, $3, $4, $5, ''hole'', null) as x', q.queue_id, _cancel_slice.slot)
             into v_again using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, v_part, v_token;
         exit when v_again is null;
-        v_again := mq._take_back(q.queue_id, q.max_attempts, v_again, null);
+        v_again := mq._take_back(q.queue_id, q.max_attempts, q.max_depth, v_again, null);
         perform mq._defer(q.queue_id, q.register, v_again, array_fill(clock_timestamp(), array[cardinality(v_again)]));
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end loop;

@@ -6,6 +6,7 @@ declare
     i          record;
     q          mq.queue;
     v_register bigint;
+    v_lane     text;        -- SQL for the lane of a row
     e          record;          -- which message has the key of each row
     v_ends     boolean;         -- a key is free again when its message is settled
     v_now      constant timestamptz := clock_timestamp();     -- one for all: what is due meanwhile is not due twice, or never
@@ -17,7 +18,7 @@ begin
         perform mq._null_argument('payload');
     end if;
     for i in
-        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, array_agg(distinct mq._lane_of(r.priority)) as lanes,
+        select r.queue, min(r.deliver_at) as first, max(r.deliver_at) as last, count(r.priority) > 0 as has_priorities,
                count(r.dedup_key) + count(r.ordering_key) > 0 as has_keys, count(*) as n
         from arrived as r group by r.queue order by r.queue
     loop
@@ -30,7 +31,12 @@ begin
             perform mq._queue_not_found(i.queue);
         end if;
         perform mq._due_at(null, i.first), mq._due_at(null, i.last) where i.last is not null;
-        perform mq._use_lane(q.queue_id, q.register, q.lanes, u.lane) from unnest(i.lanes) as u (lane) where u.lane <> 0;
+        v_lane := '0';
+        if i.has_priorities then
+            v_lane := 'mq._lane_of(r.priority)';        -- a function for each row
+            perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane)
+            from (select distinct mq._lane_of(r.priority) as lane from arrived as r where r.queue = i.queue) as x where x.lane <> 0;
+        end if;
         if i.has_keys then
             perform mq._check_key('dedup_key', r.dedup_key), mq._check_key('ordering_key', r.ordering_key) from arrived as r where r.queue = i.queue;
             perform mq._not_yet('ordering_key in mode "transaction"') from arrived as r where r.queue = i.queue and r.ordering_key is not null and q.mode = 'transaction';
@@ -62,11 +68,11 @@ begin
             perform mq._admit(q.queue_id, i.n);
         end if;
         execute 'insert into mq.log_' || q.queue_id || '_' || (v_register & 65535) || ' (msg_id, lane, payload, headers)'
-            ' select nextval($1), mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
+            ' select nextval($1), ' || v_lane || ', r.payload, r.headers from arrived as r where r.queue = $2 and (r.deliver_at is null or r.deliver_at <= $3)'
             using q.msg_ids, i.queue, v_now;
         if i.last > v_now then
             execute 'insert into mq.deferred_' || q.queue_id || '_' || ((v_register >> 32) & 1) || ' (msg_id, due_at, lane, payload, headers)'
-                ' select nextval($1), r.deliver_at, mq._lane_of(r.priority), r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > $3'
+                ' select nextval($1), r.deliver_at, ' || v_lane || ', r.payload, r.headers from arrived as r where r.queue = $2 and r.deliver_at > $3'
                 using q.msg_ids, i.queue, v_now;
         end if;
         perform mq._notify(q.queue_id, i.queue, q.notify, q.notified);

@@ -158,7 +158,7 @@ end $$;
 -- What becomes of messages that were taken back: those that may be tried again are returned, with the attempt counted
 -- and the history longer by one; the others are buried. A hole was never delivered, and who snoozes has not tried: nothing is
 -- counted, nor noted, for it may be done without end; nor for what is returned as it stands behind what failed.
-create or replace function mq._take_back(queue_id int, max_attempts int, taken mq._taken[], reason text, bury boolean default false, snooze boolean default false)
+create or replace function mq._take_back(queue_id int, max_attempts int, max_depth bigint, taken mq._taken[], reason text, bury boolean default false, snooze boolean default false)
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
@@ -185,12 +185,16 @@ begin
            array_agg((t.msg_id, null, null, null, null, t.extra, null, null, null)::mq._taken) filter (where t.is_dead)
       into v_again, v_dead
     from t;
-    perform mq._end(_take_back.queue_id, v_dead) where v_dead is not null;
-    perform mq._release(_take_back.queue_id, v_again, true) where v_again is not null;
+    if v_dead is not null then
+        perform mq._end(_take_back.queue_id, v_dead);
+    end if;
+    if v_again is not null then
+        perform mq._release(_take_back.queue_id, v_again, true);
+    end if;
     -- They wait again. Nobody refuses them, but new messages have less room.
-    v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
-    if v_count > 0 then
-        perform mq._enter(x.queue_id, v_count) from mq.queue as x where x.queue_id = _take_back.queue_id and x.max_depth is not null;
+    if _take_back.max_depth is not null then
+        v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
+        perform mq._enter(_take_back.queue_id, v_count) where v_count > 0;
     end if;
     return coalesce(v_again, '{}'::mq._taken[]);
 end $$;

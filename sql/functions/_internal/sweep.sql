@@ -108,23 +108,23 @@ begin
         v_leases := v_leases + (v_taken is not null)::int;
     end loop;
     taken := cardinality(v_all);
-    again := case when taken = 0 then v_all else mq._take_back(_sweep_slots.queue_id, _sweep_slots.max_attempts, v_all, null) end;
+    again := case when taken = 0 then v_all else mq._take_back(_sweep_slots.queue_id, _sweep_slots.max_attempts,
+        (select x.max_depth from mq.queue as x where x.queue_id = _sweep_slots.queue_id), v_all, null) end;
 end $$;
 
 -- Whether a sweep would find a lease that ran out, or, behind the open slot, a hole: those of the open one a consumer takes
--- itself. Looks at a bounded number, writes nothing.
-create or replace function mq._is_stale(queue_id int, open_slot int) returns boolean
+-- itself. Looks at a bounded number, writes nothing. Every empty poll asks here. So the caller says which lanes there are: to
+-- find that out is a function more, with a setting of its own, which costs as much as ten expressions. And what is executed is
+-- a single call, for it is planned each time.
+create or replace function mq._is_stale(queue_id int, open_slot int, lanes smallint[]) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_slot  int;
     v_stale boolean;
 begin
     for v_slot in select x from mq._live_slots(_is_stale.queue_id) as x loop
-        execute 'select exists (select from unnest($1) as u (lane)'
-            ' where exists (select from mq._stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, u.lane, 4096))'
-            || case when v_slot <> _is_stale.open_slot
-                    then ' or mq._hole_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, u.lane) is not null' else '' end || ')'
-            into v_stale using mq._lanes(_is_stale.queue_id);
+        execute 'select mq._is_stale_' || _is_stale.queue_id || '_' || v_slot || '(1::smallint, $1, $2)'
+            into v_stale using _is_stale.lanes, v_slot <> _is_stale.open_slot;
         if v_stale then
             return true;
         end if;

@@ -84,6 +84,20 @@ begin
     return null;
 end $$;
 
+-- Whether there is anything stale in one of these lanes, or, if that is asked, a hole.
+create or replace function mq._is_stale_{t}(p_sub smallint, p_lanes smallint[], p_holes boolean) returns boolean
+language plpgsql as $$
+declare
+    v_lane smallint;
+begin
+    foreach v_lane in array p_lanes loop
+        if exists (select from mq._stale_{t}(p_sub, v_lane, 4096)) or p_holes and mq._hole_{t}(p_sub, v_lane) is not null then
+            return true;
+        end if;
+    end loop;
+    return false;
+end $$;
+
 -- Settles what ran out and what was never leased, at most about p_limit messages or 64 MB, and returns them. An ack that has
 -- not committed yet holds a lease's next seq: that lease is left alone after 5 ms.
 create or replace function mq._sweep_{t}(p_sub smallint, p_lane smallint, p_limit int) returns setof mq._taken

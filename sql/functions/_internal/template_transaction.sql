@@ -199,7 +199,7 @@ begin
     where l.lane = p_lane and l.xid = p_xid and l.msg_id = p_id;
     select l.msg_id, l.enqueued_at, l.attempt + p_strikes, l.payload, l.headers, l.extra, 'rolled back', null, p_lane into v_taken
     from mq.log_{t} as l where l.lane = p_lane and l.xid = p_xid and l.msg_id = p_id;
-    perform mq._take_back({q}, p_max, array[v_taken], 'rolled back', true);
+    perform mq._take_back({q}, p_max, null, array[v_taken], 'rolled back', true);
 end $$;
 
 -- For upkeep: buries suspects that are out of attempts, in a transaction that will commit. Returns how many.
