@@ -50,8 +50,13 @@ NEXT = "select max(receipt) from mq.dequeue(%(queue)s, {n}, ack => %(last)s)"
 WORKS = (
     Work("enqueue", f"select mq.enqueue(%(queue)s, {PAYLOAD})"),
     Work("enqueue delayed", f"select mq.enqueue(%(queue)s, {PAYLOAD}, delay => '1 hour')"),
-    Work("enqueue_batch 10", f"select mq.enqueue_batch(%(queue)s, array_fill({PAYLOAD}, array[10]))"),
-    Work("inbox 100", f"insert into mq.inbox (queue, payload) select %(queue)s, {PAYLOAD} from generate_series(1, 100) returning 1"),
+    Work(
+        "enqueue_batch 10", f"select mq.enqueue_batch(%(queue)s, array_fill({PAYLOAD}, array[10]))"
+    ),
+    Work(
+        "inbox 100",
+        f"insert into mq.inbox (queue, payload) select %(queue)s, {PAYLOAD} from generate_series(1, 100) returning 1",
+    ),
     Work("dequeue 1, ack", NEXT.format(n=1), takes=1, calls=512),
     Work("dequeue 10, ack", NEXT.format(n=10), takes=10, calls=512),
     Work("dequeue 100, ack", NEXT.format(n=100), takes=100, calls=256),

@@ -100,3 +100,107 @@ class Mq(Peer):
         from mqctl import migrate
 
         with server.connect(dbname) as conn:
+            migrate.install(conn, self.source())
+            settings = [f"notify => '{variant if variant in NOTIFY else 'auto'}'"]
+            settings += filter(None, FEATURES.get(variant, ("",))[:1])
+            conn.execute(f"select mq.create_queue('b', {', '.join(settings)})".encode())
+            # Goes with the database where that is copied.
+            conn.execute(f"create table public.variant as select '{variant}' as name".encode())
+
+    def template(self, variant: str) -> str:
+        return variant if variant in NOTIFY[1:] or variant in FEATURES else ""
+
+    def fill(self, conn: psycopg.Connection, load: Load, count: int) -> None:
+        conn.execute("set synchronous_commit = off")
+        row = conn.execute("select v.name from public.variant as v").fetchone()
+        size = min(1000, count)
+        options = _options(row[0] if row else "", 2, size)
+        for done in range(0, count, 100_000):
+            conn.execute(
+                f"""select count(*) from (
+                        select mq.enqueue_batch('b', array_fill({load.json()}, array[{size}]){options})
+                        from generate_series(1, {max(1, min(100_000, count - done) // 1000)})) as x""".encode()
+            )
+            if count > MOST_IN_A_SEGMENT:
+                conn.execute("select * from mq.maintain('b')")  # as somebody would meanwhile
+
+    def script(self, load: Load, variant: str) -> str:
+        if variant == "copy":
+            return "copy mq.inbox (queue, payload) from '@folder@/inbox';\n"
+        if load.n == 1:
+            enqueue = f"select mq.enqueue('b', {load.json()}{_options(variant, 1, 1)});\n"
+        else:
+            options = _options(variant, 2, load.n)
+            enqueue = f"select count(*) from mq.enqueue_batch('b', array_fill({load.json()}, array[{load.n}]){options});\n"
+        if load.work == "enqueue":
+            return enqueue
+        if variant not in CYCLES:
+            raise Absent(f"mq has no cycle called {variant}")
+        cycle = CYCLES[variant].format(n=load.n)
+        return enqueue + cycle if load.work == "steady" else cycle
+
+    def environment(self, variant: str) -> dict[str, str]:
+        return ASYNC if variant == "async" else {}
+
+    def stamped(self, variant: str) -> str:
+        return f"select mq.enqueue('b', {STAMPED});\n"
+
+    def consume(self, dsn: str, variant: str, concurrency: int, n: int, tally: Tally) -> None:
+        """Consumers of the Python client, each in a thread. `never`: they look every 10 ms."""
+        import mq
+
+        poll_min, poll_max = (TEN_MS, TEN_MS) if variant == "never" else (SECOND, 10 * SECOND)
+        consumers = [
+            mq.consume(dsn, "b", n=n, poll_min=poll_min, poll_max=poll_max, signals=False)
+            for _ in range(concurrency)
+        ]
+
+        def stop(*_: object) -> None:
+            for consumer in consumers:
+                consumer.stop()
+
+        def work(consumer: mq.Consumer) -> None:
+            with consumer:
+                for batch in consumer.batches():
+                    for delivery in batch:
+                        tally.add(delivery.payload)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        threads = [threading.Thread(target=work, args=(consumer,)) for consumer in consumers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def files(self, load: Load, variant: str) -> dict[str, str]:
+        return {"inbox": f"b\t{load.text()}\n" * load.n} if variant == "copy" else {}
+
+    @contextlib.contextmanager
+    def attended(self, server: Server, dbname: str, load: Load) -> Iterator[None]:
+        """In a steady state somebody must call maintain()."""
+        if load.work != "steady":
+            yield
+            return
+        with upkeep(server, dbname, 5, "select * from mq.maintain('b')"):
+            yield
+
+    def define(self) -> dict[str, str]:
+        return {"r": "0"}
+
+    def left(self, conn: psycopg.Connection) -> int:
+        row = conn.execute("select ready + deferred from mq.queue_stats('b')").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class Before(Mq):
+    """mq as it is in another checkout, which MQ_BEFORE names: what has become of its speed since."""
+
+    name = "before"
+
+    def source(self) -> Source:
+        checkout = os.environ.get("MQ_BEFORE")
+        if not checkout:
+            raise Absent("MQ_BEFORE does not say where the checkout is that mq is compared with")
+        return _source(Path(checkout) / "sql")
