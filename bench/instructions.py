@@ -117,6 +117,7 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="works whose names match, with * and ?")
     parser.add_argument("--out", type=Path, help="lines of JSON are added to this file")
     options = parser.parse_args()
+    installed = revision()
     works = [work for work in WORKS if fnmatch.fnmatch(work.name, options.only)]
     with (
         tempfile.TemporaryDirectory(prefix="mq-instructions-", dir="/tmp") as name,
@@ -139,7 +140,7 @@ def main() -> int:
         if options.out:
             with options.out.open("a") as out:
                 line = {"work": work.name, "before": round(old), "after": round(new)}
-                out.write(json.dumps(line | {"revision": revision()}) + "\n")
+                out.write(json.dumps(line | {"revision": installed}) + "\n")
     return int(any(old / new < WANTED for old, new in zip(before, after, strict=True)))
 
 

@@ -35,7 +35,7 @@ begin
     end if;
     q := mq._queue(enqueue.queue);
     v_due_at := mq._due_at(enqueue.delay, enqueue.deliver_at);
-    -- What few messages have. A function with a setting of its own costs as much as ten expressions, so none is called in vain.
+    -- What few messages have. A function with a setting of its own costs tens of thousands of instructions, so none is called in vain.
     if num_nonnulls(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl, enqueue.on_duplicate) > 0 then
         perform mq._check_dedup(enqueue.dedup_key is not null, enqueue.on_duplicate);
         perform mq._check_key('dedup_key', enqueue.dedup_key), mq._check_key('ordering_key', enqueue.ordering_key);

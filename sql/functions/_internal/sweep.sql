@@ -114,7 +114,7 @@ end $$;
 
 -- Whether a sweep would find a lease that ran out, or, behind the open slot, a hole: those of the open one a consumer takes
 -- itself. Looks at a bounded number, writes nothing. Every empty poll asks here. So the caller says which lanes there are: to
--- find that out is a function more, with a setting of its own, which costs as much as ten expressions. And what is executed is
+-- find that out is a function more, with a setting of its own, which costs tens of thousands of instructions. And what is executed is
 -- a single call, for it is planned each time.
 create or replace function mq._is_stale(queue_id int, open_slot int, lanes smallint[]) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
