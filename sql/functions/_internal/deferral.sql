@@ -311,15 +311,18 @@ create or replace function mq._defer(queue_id int, register regclass, messages m
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_now constant timestamptz := clock_timestamp();
+    v_has_keys constant boolean := exists (select from unnest(_defer.messages) as m where m.extra ? 'k');
 begin
     execute 'insert into mq.deferred_' || _defer.queue_id || '_' || ((pg_sequence_last_value(_defer.register) >> 32) & 1)
         || ' (msg_id, due_at, enqueued_at, attempt, payload, headers, extra, lane)'
         || ' select m.msg_id, d, m.enqueued_at, m.attempt, m.payload, m.headers, m.extra, m.lane'
         || ' from rows from (unnest($1), unnest($2)) as m (msg_id, enqueued_at, attempt, payload, headers, extra, outcome, due_at, lane, d)'
-        || ' where d > $3 or not coalesce(m.extra ? ''k'', false)'
+        || case when v_has_keys then ' where d > $3 or not coalesce(m.extra ? ''k'', false)' else '' end
         using _defer.messages, _defer.due_at, v_now;
-    perform mq._park(_defer.queue_id, array_agg(m)) from (
-        select (_defer.messages)[i] as m from generate_subscripts(_defer.messages, 1) as i where (_defer.due_at)[i] <= v_now) as x having count(*) > 0;
+    if v_has_keys then
+        perform mq._park(_defer.queue_id, array(
+            select (_defer.messages)[i] from generate_subscripts(_defer.messages, 1) as i where (_defer.due_at)[i] <= v_now));
+    end if;
 end $$;
 
 -- Gives arrivals their timers, so that consumers need not.

@@ -162,8 +162,9 @@ create or replace function mq._take_back(queue_id int, max_attempts int, max_dep
 returns mq._taken[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_again mq._taken[];
-    v_dead  mq._taken[];
+    v_dead  mq._taken[];    -- of these those whose end sets something free
     v_count bigint;
+    v_has_keys boolean;
 begin
     with t as materialized (
         select x.*, x.outcome in ('hole', 'returned') or _take_back.snooze as hole,
@@ -182,13 +183,14 @@ begin
                       case when t.outcome in ('hole', 'returned') then t.extra when t.hole then nullif(t.extra - 'e', '{}')
                            else coalesce(t.extra - 'e', '{}') || jsonb_build_object('h', t.longer) end,
                       case when t.outcome = 'returned' then t.outcome end, null, t.lane)::mq._taken) filter (where not t.is_dead),
-           array_agg((t.msg_id, null, null, null, null, t.extra, null, null, null)::mq._taken) filter (where t.is_dead)
-      into v_again, v_dead
+           array_agg((t.msg_id, null, null, null, null, t.extra, null, null, null)::mq._taken) filter (where t.is_dead and t.extra ?| '{d,k}'),
+           bool_or(not t.is_dead and t.extra ? 'k')
+      into v_again, v_dead, v_has_keys
     from t;
     if v_dead is not null then
         perform mq._end(_take_back.queue_id, v_dead);
     end if;
-    if v_again is not null then
+    if v_has_keys then
         perform mq._release(_take_back.queue_id, v_again, true);
     end if;
     -- They wait again. Nobody refuses them, but new messages have less room.
