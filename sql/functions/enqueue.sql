@@ -18,6 +18,7 @@ declare
     v_lane   smallint := 0;
     v_extra  jsonb;
     v_ending text;          -- the key, if it is free again when the message is settled
+    v_places int := 1;
     e        record;
 begin
     -- The common case, in few expressions: each is made ready anew in every transaction.
@@ -50,9 +51,10 @@ begin
         if not e.is_new then
             return v_msg_id;
         end if;
+        v_places := 1 - e.takes_place::int;
     end if;
     if q.max_depth is not null then
-        perform mq._admit(q.queue_id, 1);
+        perform mq._admit(q.queue_id, v_places);
     end if;
     v_msg_id := coalesce(v_msg_id, nextval(q.msg_ids));
     if v_lane <> 0 then

@@ -23,7 +23,10 @@ begin
     execute format('select (select count(*) from mq._waiting_%1$s_0()) + (select count(*) from mq._waiting_%1$s_1())
                    + (select count(*) from mq.parked_%1$s as p where p.lane is not null)', q.queue_id) into v_count;
     v_sum := v_sum + v_count;
+    -- They were counted, for they are where they waited.
     delete from mq.cancelled as x where x.queue_id = q.queue_id;
+    get diagnostics v_count = row_count;
+    v_sum := v_sum - v_count;
     delete from mq.dedup as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     get diagnostics v_count = row_count;

@@ -46,6 +46,8 @@ begin
         select count(*), array_agg(distinct b.lane), bool_or(b.is_keyed) from (select lane, false as is_keyed from back union all select lane, true from keyed) as b
         $x$, q.queue_id, pg_sequence_last_value(q.register) & 65535) into v_count, a_lanes, v_is_keyed using q, rewind.to_time, rewind.to_msg_id;
     perform mq._use_lane(q.queue_id, q.register, q.lanes, x, has_order => v_is_keyed and x >= 10) from unnest(a_lanes) as x;
+    -- As with redrive: it is not refused, but new messages have less room.
+    perform mq._enter(q.queue_id, v_count) where q.max_depth is not null;
     if v_count > 0 then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;

@@ -299,6 +299,23 @@ def test_a_savepoint_gives_back_what_came_behind_it(session: Connect) -> None:
     assert waiting(mine) == 10
 
 
+@pytest.mark.parametrize("how", ["dequeue", "cancel"])
+def test_what_a_transaction_takes_out_is_no_room_before_it_commits(
+    conn: psycopg.Connection, session: Connect, how: str
+) -> None:
+    """Else others fill it, and a rollback puts back what was there."""
+    batch(conn, 10)
+    mine = session()
+    if how == "dequeue":
+        take(mine, 10)
+    else:
+        mine.execute("select mq.cancel('q', i) from generate_series(1, 10) as i")
+    assert "10 messages wait" in (refused(mine) or "")
+    mine.rollback()
+    assert refused(conn) is not None
+    assert waiting(conn) == 10
+
+
 def test_who_counted_keeps_nobody_from_enqueueing(
     conn: psycopg.Connection, session: Connect
 ) -> None:
@@ -342,11 +359,14 @@ def test_freed_room_is_found_at_once(conn: psycopg.Connection) -> None:
 # -- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["nack", "expiry", "redrive"])
+@pytest.mark.parametrize("how", ["nack", "expiry", "redrive", "rewind", "schedule"])
 def test_what_comes_back_takes_the_room_of_the_new(conn: psycopg.Connection, how: str) -> None:
+    conn.execute("select mq.alter_queue('q', retention => '1 day')")
     batch(conn, 10)
     receipt = lease(conn, 10)
-    if how == "redrive":
+    if how in ("rewind", "schedule"):
+        ack(conn, receipt)
+    elif how == "redrive":
         conn.execute("select mq.nack('q', %s, dead => true)", (receipt,))
     batch(conn, 1)  # counts: there is room for nine more
     if how == "nack":
@@ -354,8 +374,11 @@ def test_what_comes_back_takes_the_room_of_the_new(conn: psycopg.Connection, how
     elif how == "expiry":
         expire(conn)
         sweep(conn)
+    elif how == "schedule":
+        for i in range(10):
+            conn.execute("select mq.schedule(%s, '@yearly', 'q', '0')", (f"s{i}",))
     else:
-        conn.execute("select mq.redrive('q')")
+        conn.execute(f"select mq.{how}('q'{', to_msg_id => 1' * (how == 'rewind')})".encode())
     assert waiting(conn) == 11
     assert "11 messages wait" in (refused(conn) or "")
 

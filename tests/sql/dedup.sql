@@ -1,4 +1,4 @@
-select plan(111);
+select plan(113);
 
 -- Within the window a key has one message.
 select test.forget('dedup');
@@ -229,6 +229,10 @@ select results_eq($$ select payload from mq.peek('dedup') $$, array['2'::jsonb],
 select is((pg_temp.free('one'), pg_temp.free('two'))::text, '(t,f)', 'whose key is free');
 select mq.alter_queue('dedup', overflow => 'reject');
 select throws_ok($$ select mq.enqueue('dedup', '3', dedup_key => 'three') $$, 'MQ008', null, 'or it is refused');
+select mq.enqueue('dedup', '2', dedup_key => 'two', on_duplicate => 'replace') \g /dev/null
+select results_eq($$ select i = (select p.msg_id from mq.peek('dedup') as p) from mq.enqueue_batch('dedup', '{2,2}', dedup_keys => '{two,two}', on_duplicate => 'replace') as i $$,
+    array[true, true], 'what replaces another takes its place');
+select throws_ok($$ select mq.enqueue_batch('dedup', '{2,3}', dedup_keys => '{two,three}', on_duplicate => 'replace') $$, 'MQ008', null, 'and no more than that');
 select mq.alter_queue('dedup', max_depth => 0);
 select is(pg_temp.free('three'), true, 'and has no key');
 copy mq.inbox (queue, payload, dedup_key) from stdin;

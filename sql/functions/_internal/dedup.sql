@@ -41,9 +41,10 @@ begin
 end $$;
 
 -- Gives a key to a message, its number drawn here unless it is given. Returns the message that has it: that one (is_new), or
--- another. With "replace" it is always that one; the other is cancelled if it waits, once the key is had: two who replace wait for
--- each other there, with nothing else of mq in hand.
-create or replace function mq._enter_key(q mq.queue, dedup_key text, on_duplicate text, new_id bigint default null, out msg_id bigint, out is_new boolean)
+-- another. With "replace" it is always that one; the other is cancelled if it waits, and leaves its place (takes_place), once the
+-- key is had: two who replace wait for each other there, with nothing else of mq in hand.
+create or replace function mq._enter_key(q mq.queue, dedup_key text, on_duplicate text, new_id bigint default null,
+                                         out msg_id bigint, out is_new boolean, out takes_place boolean)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     h record;
@@ -56,6 +57,7 @@ begin
             end if;
             msg_id := h.msg_id;
             is_new := false;
+            takes_place := false;
             return;
         end if;
         -- In an older snapshot than that of a statement the newest row may be hidden. Then row no + 1 is taken, by one that is
@@ -70,18 +72,20 @@ begin
         on conflict do nothing;
         exit when found;
     end loop;
-    perform mq._cancel(q, h.msg_id) where h.msg_id is not null;
+    takes_place := h.msg_id is not null and mq._cancel(q, h.msg_id);
     msg_id := new_id;
     is_new := true;
 end $$;
 
 -- The same for many at once, some perhaps without a key. Of equal keys the first one counts; with "replace" the last. Numbers are drawn in the order of
--- the messages; keys are taken in an order of their own, so that two batches never wait for each other.
-create or replace function mq._enter_keys(q mq.queue, dedup_keys text[], on_duplicate text, out ids bigint[], out are_new boolean[])
+-- the messages; keys are taken in an order of their own, so that two batches never wait for each other. Says, too, how many places the new
+-- ones need.
+create or replace function mq._enter_keys(q mq.queue, dedup_keys text[], on_duplicate text, out ids bigint[], out are_new boolean[], out places int)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     a_at    int[];      -- where that one is which counts
     v_i     int;
+    v_taken int := 0;   -- places of messages that are replaced
     e       record;
 begin
     select array_agg(x.at order by x.i) into a_at
@@ -107,10 +111,12 @@ begin
         e := mq._enter_key(q, dedup_keys[v_i], on_duplicate, ids[v_i]);
         ids[v_i] := e.msg_id;
         are_new[v_i] := e.is_new;
+        v_taken := v_taken + e.takes_place::int;
     end loop;
     for i in 1 .. cardinality(dedup_keys) loop
         ids[i] := ids[a_at[i]];
     end loop;
+    places := (select count(*) from unnest(are_new) as x where x) - v_taken;
 end $$;
 
 -- The keys of a batch, one for each of its messages: the one, or the ones, that the argument (and that with an s) gave.
@@ -140,7 +146,7 @@ begin
     perform mq._not_yet('ordering_key in mode "transaction"') where q.mode = 'transaction' and cardinality(array_remove(ordering_keys, null)) > 0;
     if true = any (e.are_new) then
         if q.max_depth is not null then
-            perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
+            perform mq._admit(q.queue_id, e.places);
         end if;
         perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, ttl is not null, x.has_key, x.has_order)
         from (select mq._lane_of(priority, ttl is null and not y.has_key and not y.has_order) as lane, y.has_key, y.has_order

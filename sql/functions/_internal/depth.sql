@@ -31,6 +31,9 @@ declare
     v_is_full boolean := false;
     v_give_up constant timestamptz := clock_timestamp() + interval '100 milliseconds';
 begin
+    if n = 0 then
+        return;         -- they take the places of others
+    end if;
     -- The common case, in few expressions: so far from the limit nobody draws in vain.
     if -pg_sequence_last_value(v_room) > n + 1000 and mq._enter(_admit.queue_id, n) = n then
         return;
@@ -150,7 +153,10 @@ begin
     return v_count;
 end $$;
 
--- How many messages wait, in one snapshot (so it is stable, with all that it calls), the caller's own among them. Not by
+-- How many messages wait, in one snapshot (so it is stable, with all that it calls), the caller's own among them. What the
+-- caller's own transaction takes out still waits: were it room, others would fill it, and a rollback put it back besides. (So
+-- does what others took out since that transaction has its number: until the next count.)
+-- Not by
 -- reading them all: what was appended is counted from the newest mark on; of blocks, only those that may hold something free
 -- are looked at. Blocks of a lane are numbered in the order in which they become visible. What was cancelled does not wait, though it may be
 -- there still; what expired does until somebody buries it.
@@ -161,7 +167,8 @@ declare
     v_part  int;        -- a slot, or one of the two deferral sets
     v_lane  smallint;
     v_count bigint;
-    v_sum   bigint := -(select count(*) from mq.cancelled as c where c.queue_id = _depth.queue_id);
+    c_own   constant xid := pg_current_xact_id_if_assigned()::xid;
+    v_sum   bigint := -(select count(*) from mq.cancelled as c where c.queue_id = _depth.queue_id and (age(c.xmin) <= age(c_own)) is not true);
 begin
     for v_part, v_lane in select x, u.lane from mq._live_slots(_depth.queue_id) as x cross join unnest(mq._lanes(_depth.queue_id)) as u (lane) loop
         execute replace($x$
@@ -178,8 +185,9 @@ begin
                     join mq.block_{t} as b on b.subscription = 1 and b.lane = $3 and b.block_no = y) as m
                 cross join lateral (select sum(x) as n from unnest(m.counts) as x) as o
                 cross join lateral (
-                    select sum(x.n) as n from mq.lease_{t} as x where x.subscription = 1 and x.lane = $3 and x.block_no = m.block_no) as e) as f on true
-            $x$, '{t}', _depth.queue_id || '_' || v_part) into v_count using pg_current_xact_id_if_assigned(), _depth.queue_id, v_lane;
+                    select sum(x.n) as n from mq.lease_{t} as x
+                    where x.subscription = 1 and x.lane = $3 and x.block_no = m.block_no and (age(x.xmin) <= age($4)) is not true) as e) as f on true
+            $x$, '{t}', _depth.queue_id || '_' || v_part) into v_count using pg_current_xact_id_if_assigned(), _depth.queue_id, v_lane, c_own;
         v_sum := v_sum + v_count;
     end loop;
     for v_part in 0 .. 1 loop

@@ -47,7 +47,7 @@ begin
             -- Rows come in the same order each time.
             e := mq._enter_keys(q, array(select r.dedup_key from arrived as r where r.queue = i.queue), 'keep');
             if q.max_depth is not null then
-                perform mq._admit(q.queue_id, (select count(*) from unnest(e.are_new) as x where x));
+                perform mq._admit(q.queue_id, e.places);
             end if;
             for v_way in 0 .. 2 loop
                 execute 'insert into mq.'

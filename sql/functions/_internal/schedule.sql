@@ -14,6 +14,8 @@ declare
     q mq.queue;
 begin
     select * into q from mq.queue as x where x.queue_id = s.queue_id;
+    -- It comes whatever max_depth says, but new messages have less room.
+    perform mq._enter(q.queue_id, 1) where q.max_depth is not null;
     execute 'insert into mq.deferred_' || q.queue_id || '_' || ((pg_sequence_last_value(q.register) >> 32) & 1)
         || ' (msg_id, due_at, enqueued_at, payload, headers, extra) values ($1, $2, $2, $3, $4, $5)'
         using nextval(q.msg_ids), _put_tick.tick, s.payload, s.headers,
