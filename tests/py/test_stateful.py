@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -17,8 +18,14 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from stateful.cancelling import Cancelling
 from stateful.consuming import Consuming
-from stateful.machine import Machine
+from stateful.deduplicating import Deduplicating
+from stateful.features import Expiring, Listed, Pausing, Prioritising, Retrying, merged
+from stateful.limiting import Limiting
+from stateful.machine import Draws, Machine
 from stateful.producing import Producing
+from stateful.replaying import Replaying
+from stateful.reporting import Reporting
+from stateful.scheduling import Scheduling
 from stateful.transactions import Transactions
 from stateful.upkeep import Upkeep
 from support import race
@@ -38,7 +45,78 @@ class WithCancel(Core, Cancelling):
     """Messages are taken back as well."""
 
 
-MACHINES: dict[type[Machine], int] = {Calm: 2, Core: 6, WithCancel: 4}
+class WithPriorities(Core, Prioritising):
+    """What is urgent comes first."""
+
+
+class WithTtl(Core, Expiring):
+    """Messages that are worth nothing after a while."""
+
+
+class WithRetries(Core, Retrying):
+    """What failed waits longer each time."""
+
+
+class WithDelays(Core, Listed):
+    """What failed waits as a list says."""
+
+
+class WithKeys(Core, Cancelling, Deduplicating):
+    """One message of a deduplication key."""
+
+
+class WithLimit(Core, Limiting):
+    """No more than so many messages wait."""
+
+
+class WithResults(Core, Reporting):
+    """Consumers say what came of messages."""
+
+
+class WithReplay(Core, Replaying):
+    """What is done is kept, and delivered again."""
+
+
+class WithSchedules(Core, Scheduling):
+    """What is due at a time, each time."""
+
+
+FEATURES = (
+    Prioritising,
+    Expiring,
+    Retrying,
+    Deduplicating,
+    Limiting,
+    Reporting,
+    Replaying,
+    Scheduling,
+    Pausing,
+    Cancelling,
+)
+
+
+class Everything(Core, *FEATURES):  # type: ignore[misc]
+    """All features in one queue."""
+
+    options: ClassVar[Draws] = merged("options", *FEATURES)
+    settings: ClassVar[Draws] = merged("settings", *FEATURES)
+
+
+MACHINES: dict[type[Machine], int] = {
+    Calm: 1,
+    Core: 3,
+    WithCancel: 1,
+    WithPriorities: 1,
+    WithTtl: 1,
+    WithRetries: 1,
+    WithDelays: 1,
+    WithKeys: 1,
+    WithLimit: 1,
+    WithResults: 1,
+    WithReplay: 1,
+    WithSchedules: 1,
+    Everything: 4,
+}
 """And how many examples `make test` tries: about two seconds each on an idle machine."""
 
 

@@ -30,16 +30,26 @@ PICK = st.integers(0, 1000)  # one of a list, whatever its length: see Machine.p
 SOME = st.none() | st.lists(st.integers(0, 5), max_size=4)
 
 SEEN = """
-select msg_id, state, attempt, extract(epoch from due_at - clock_timestamp())::float8 / 60, payload
+select msg_id, state, attempt, extract(epoch from due_at - clock_timestamp())::float8 / 60, payload, headers, priority
 from mq.peek('q', 1000000)
 """
 DEAD = "select msg_id, attempts, reason, jsonb_array_length(history), payload from mq.dead_letters('q', 1000000)"
 STATUS = """
-select state, attempt, reason, extract(epoch from leased_until - clock_timestamp())::float8 / 60
+select state, attempt, reason, extract(epoch from leased_until - clock_timestamp())::float8 / 60, priority, progress, result
 from mq.message_status('q', %s)
 """
+# Settings that are intervals, and drawn in minutes.
+INTERVALS = (
+    "visibility_timeout",
+    "retry_backoff",
+    "retry_backoff_max",
+    "dedup_window",
+    "retention",
+    "result_retention",
+)
 
 
+Draws = dict[str, st.SearchStrategy[Any]]
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -84,15 +94,21 @@ class Machine(RuleBasedStateMachine):
     """A fresh queue "q" and its model."""
 
     dsn: ClassVar[str]
-    options: ClassVar[dict[str, st.SearchStrategy[Any]]] = {
+    options: ClassVar[Draws] = {
         "headers": st.just({"h": 1}),
         "delay": st.sampled_from((0, *DELAYS)),
     }
-    settings: ClassVar[dict[str, Any]] = {
-        "visibility_timeout": "60 minutes",
-        "retry_policy": "fixed",
-        "retry_backoff": f"{BACKOFF} minutes",
-        "retry_jitter": 0,
+    settings: ClassVar[Draws] = {
+        "max_attempts": st.sampled_from((2, 3, 1)),
+        "visibility_timeout": st.just(60),
+        "retry_policy": st.just("fixed"),
+        "retry_delays": st.none(),
+        "retry_backoff": st.just(BACKOFF),
+        "retry_backoff_max": st.just(150),
+        "retry_jitter": st.just(0),
+        "dedup_window": st.just(110),
+        "retention": st.just(0),
+        "result_retention": st.just(310),
     }
 
     def __init__(self) -> None:
@@ -106,13 +122,17 @@ class Machine(RuleBasedStateMachine):
         self.begun = False
         self.consumer: tuple[int, int] | None = None  # who dequeued last, and how many at a time
 
-    @initialize(max_attempts=st.sampled_from((2, 3, 1)))
-    def begins(self, max_attempts: int) -> None:
+    @initialize(data=st.data())
+    def begins(self, data: st.DataObject) -> None:
         self.conn.execute("select mq.drop_queue(q.name) from mq.queues() as q")
-        settings = {**self.settings, "max_attempts": max_attempts}
-        named = ", ".join(f"{name} => %({name})s" for name in settings)
-        self.conn.execute(f"select mq.create_queue('q', {named})".encode(), settings)
-        self.model = Model(max_attempts, BACKOFF)
+        settings = data.draw(st.fixed_dictionaries(self.settings))
+        self.model = Model(settings)
+        given = {k: interval(v) if k in INTERVALS else v for k, v in settings.items()}
+        if settings["retry_policy"] == "list":
+            given["retry_delays"] = [interval(x) for x in settings["retry_delays"]]
+        named = ", ".join(f"{name} => %({name})s" for name in given)
+        named = named.replace("%(retry_delays)s", "%(retry_delays)s::interval[]")
+        self.conn.execute(f"select mq.create_queue('q', {named})".encode(), given)
         self.begun = True
 
     @rule(data=st.data())
@@ -230,7 +250,7 @@ class Machine(RuleBasedStateMachine):
         for msg_id, _, attempt, _, payload, headers in rows:
             m = self.model.messages.get(msg_id)
             assert m is not None, f"message {msg_id} was not committed, or never sent"
-            assert self.model.may_be_delivered(m), (
+            assert self.model.may_be_delivered(m, session.tx), (
                 msg_id,
                 self.model.shown(m),
                 m.holder,
@@ -239,16 +259,39 @@ class Machine(RuleBasedStateMachine):
             assert attempt == self.model.next_attempt(m)
             assert payload == m.payload
             assert headers == m.options.get("headers")
-        self.check_order(session, n, rows, before)
+        self.check_order(session, n, [self.model.messages[row[0]] for row in rows], before)
 
-    def check_order(self, session: Session, n: int, rows: list[Any], before: list[Message]) -> None:
+    def check_order(
+        self, session: Session, n: int, got: list[Message], before: list[Message]
+    ) -> None:
         """One consumer gets what others did not have in hand, and was not late, in the order of enqueue."""
         if self.consumer != (session.no, n):
             self.model.disturb()  # several consumers, or slices of another size, are side by side
         self.consumer = (session.no, n)
-        orderly = sorted(m.id for m in before if not m.loose)
-        got = [row[0] for row in rows if row[0] in orderly]
-        assert got == orderly[: len(got)], (got, orderly)
+        lanes = {m.lane for m in got}
+        assert len(lanes) <= 1, "two priorities in one call"
+        orderly = sorted(m.id for m in before if not m.loose and m.lane in lanes)
+        ids = [m.id for m in got if m.id in orderly]
+        assert ids == orderly[: len(ids)], (ids, orderly)
+
+    def check_turn(self, got: list[Message], before: list[Message], again: list[Message]) -> None:
+        """Where nobody else has anything in hand: something comes if there is something, and what is most urgent."""
+        if not got:
+            assert before == []
+            assert again == []
+        urgent = [m for m in before if not m.hole and m.priority > max(x.priority for x in got)]
+        assert urgent == []
+
+    def read_ids(self) -> None:
+        """Where mq gives out numbers by itself, as far as it has come."""
+
+    def is_tick_due(self) -> bool:
+        """Of a schedule."""
+        return False
+
+    def ghosts(self) -> int:
+        """What uses up room, though nobody sees it."""
+        return 0
 
     def must_deliver(self, session: Session) -> bool:
         """Whether no rows would be wrong: nobody else has locks that a consumer passes by."""
@@ -261,9 +304,9 @@ class Machine(RuleBasedStateMachine):
     def figures(self) -> dict[str, Any]:
         """Columns of queue_stats."""
         m = self.model
-        states = ("ready", "deferred", "leased", "dead")
         return {
-            **{state: len(m.having(state)) for state in states},
+            **{state: len(m.having(state)) for state in ("ready", "deferred", "leased")},
+            "dead": len(m.having("dead", "expired")),
             "enqueued_total": m.ids,
             "delivered_total": m.delivered,
             "settled_total": m.acked,
@@ -285,13 +328,18 @@ class Machine(RuleBasedStateMachine):
         rows = self.conn.execute(SEEN).fetchall()
         seen = {row[0]: (row[1], row[2]) for row in rows}
         assert len(seen) == len(rows), "a message is in two places"
-        model.learn(seen)
+        self.learn(seen)
         live = model.having("ready", "deferred", "leased")
         assert seen == {m.id: (model.shown(m), m.attempt) for m in live}
-        for msg_id, state, _, minutes, payload in rows:
+        for msg_id, state, _, minutes, payload, headers, priority in rows:
             m = model.messages[msg_id]
-            assert payload == m.payload
+            assert (payload, headers, priority) == (m.payload, m.options.get("headers"), m.priority)
             assert state != "deferred" or abs(m.due - model.now - minutes) < SLACK
+
+    def learn(self, seen: dict[int, tuple[str, int]]) -> None:
+        """What mq did by itself since the last look."""
+        dead = self.conn.execute("select msg_id from mq.dead_letters('q', 1000000)").fetchall()
+        self.model.learn(seen, {row[0] for row in dead})
 
     def check_dead(self) -> None:
         dead = {row[0]: row[1:] for row in self.conn.execute(DEAD).fetchall()}
@@ -313,13 +361,41 @@ class Machine(RuleBasedStateMachine):
         m = self.pick(self.model.step, list(self.model.messages.values()))
         row = self.conn.execute(STATUS, (m.id,)).fetchone()
         assert row is not None
+        self.check_status(m, *row)
+
+    def check_status(
+        self,
+        m: Message,
+        state: str | None,
+        attempt: int | None,
+        reason: str | None,
+        minutes: float | None,
+        priority: int | None,
+        progress: Any,
+        result: Any,
+    ) -> None:
+        model, shown = self.model, self.model.shown(m)
+        for note, got in ((m.progress, progress), (m.result, result)):
+            if note is None:
+                assert got is None
+            elif got is not None or (state is not None and model.is_fresh(note)):
+                assert got == note.value
         if m.state in FORGOTTEN:
-            assert row[0] in (None, *({m.state} - {"purged"}))
-            return
-        assert row[:2] == (self.model.shown(m), m.attempt)
-        assert (row[2] or "") == (m.reason if m.state == "dead" else "")
-        if m.state == "leased" and m.lease.holder is None:
-            assert abs(m.lease.until - self.model.now - row[3]) < SLACK
+            may = {None, m.state, "completed" if m.result else None} - {"purged"}
+            assert state in may
+            assert state == m.state or not self.is_kept(m)
+        elif shown == "expired":
+            assert (state, attempt, reason) == ("dead", m.attempt - 1, "expired")
+        else:
+            assert (state, attempt, priority) == (shown, m.attempt, m.priority)
+            assert (reason or "") == (m.reason if m.state == "dead" else "")
+        if m.state == "leased" and m.lease is not None and m.lease.holder is None:
+            assert minutes is not None
+            assert abs(m.lease.until - model.now - minutes) < SLACK
+
+    def is_kept(self, m: Message) -> bool:
+        """Whether it cannot be forgotten that this message was acknowledged."""
+        return m.state == "completed" and m.result is not None and self.model.is_fresh(m.result)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -341,29 +417,37 @@ class Machine(RuleBasedStateMachine):
                 session.tx.rollback()
                 session.tx = None
         self.is_as_the_model_says()
-        self.admin("select mq.resume_queue('q')")
-        model.paused = False
+        self.stops()
         session = self.sessions[0]
         for _ in range(100):
-            if not model.having("ready", "deferred", "leased"):
-                break
             while self.dequeue(session, 50):
                 with self.in_transaction(session) as tx:
                     lease = model.leases[-1]
                     wanted = model.ack(tx, lease)
                     assert self.value(session, "select mq.ack('q', %s)", lease.receipt) == wanted
             self.is_as_the_model_says()
+            if not model.having("ready", "deferred", "leased", "expired"):
+                break
             self.pass_time(1440)
-        assert model.having("ready", "deferred", "leased") == []
+        assert model.having("ready", "deferred", "leased", "expired") == []
         self.reclaims()
 
-    def reclaims(self) -> None:
-        """Every segment goes but the open one, and none keeps space."""
+    def stops(self) -> None:
+        """What would keep the queue from being empty."""
+        self.admin("select mq.resume_queue('q')")
+        self.model.paused = False
+
+    def closes(self) -> None:
+        """Begins another segment."""
         for _ in range(3):  # the spare slot may have gone to a rotation just now
             self.conn.execute("select mq.maintain('q')")
             with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState):
                 self.conn.execute("select mq.rotate_segment('q')")
                 break
+
+    def reclaims(self) -> None:
+        """Every segment goes but the open one, and none keeps space."""
+        self.closes()
         for _ in range(20):
             self.conn.execute("select mq.maintain('q')")
             if self.admin("select count(*) from mq.segment") == 1:
@@ -389,6 +473,7 @@ class Machine(RuleBasedStateMachine):
             acked = model.ack(tx, ack) if ack is not None else None
             before = [m for m in model.messages.values() if model.is_ready(m)]
             stale = [lease for lease in model.leases if model.ran_out(lease)]
+            buried = model.having("expired", "cancelled")  # by who opens the block that they are in
             again = [
                 m
                 for x in stale
@@ -412,18 +497,17 @@ class Machine(RuleBasedStateMachine):
             assert acked != 0, "the lease was lost, and dequeue does not say so"
             assert not rows or not model.paused
             self.check_delivery(session, n, rows, before)
+            if acked is None and not begun and self.must_deliver(session):
+                self.check_turn([model.messages[row[0]] for row in rows], before, again)
             for row in rows:
                 assert abs(row[3] - (minutes or 60)) < SLACK
-            if not rows and not begun and acked is None and self.must_deliver(session):
-                assert before == []
-                assert again == []
             if not begun:
                 tx.perhaps += stale
             if rows:
                 tx.wrote = tx.claimed = True
                 messages = [model.messages[row[0]] for row in rows]
                 model.claim(tx, rows[0][1], messages, minutes or 60)
-            elif stale and not begun:
+            elif (stale and not begun) or buried:
                 tx.claimed = tx.settled = tx.wrote = True
             return rows
 
@@ -434,7 +518,7 @@ def interval(minutes: int) -> str:
 
 def run_out(conn: psycopg.Connection, receipt: str) -> bool:
     """Lets one lease run out by editing its rows; False: it is not there, or somebody is settling it."""
-    queue_id, slot, _, _, block, piece, part, _, token = receipt.split(".")
+    queue_id, slot, _, lane, block, piece, part, _, token = receipt.split(".")
     past = "set leased_until = clock_timestamp() - interval '1 ms'"
     moved = "select from mq.survivor where token = %s"
     if count := conn.execute(moved, (token,)).rowcount:
@@ -444,7 +528,8 @@ def run_out(conn: psycopg.Connection, receipt: str) -> bool:
                 conn.execute(f"update mq.survivor {past} where token = %s", (token,))
         return free == count
     slot = f"{int(queue_id)}_{int(slot)}"
-    which = f"block_no = {int(block)} and ({{}}slice, {{}}part) = ({int(piece)}, {int(part)})"
+    at = f"lane = {int(lane)} and block_no = {int(block)}"
+    which = at + f" and ({{}}slice, {{}}part) = ({int(piece)}, {int(part)})"
     found = conn.execute(
         f"update mq.lease_{slot} {past} where {which.format('head_', 'head_')}".encode()
     )

@@ -16,12 +16,16 @@ FORGOTTEN = ("completed", "cancelled", "purged")
 
 @dataclass(eq=False)
 class Message:
-    """state: ready (deferred until it is due), leased, completed, cancelled, dead, purged."""
+    """state: ready (deferred until it is due, expired from then on), leased, completed, cancelled, dead, purged."""
 
     id: int
     payload: Any
-    due: int = 0
+    due: float = 0
     options: dict[str, Any] = field(default_factory=dict)
+    born: float = 0
+    priority: int = 4
+    plain: bool = True  # no option that consumers have to mind
+    expires: int | None = None  # if it is not delivered before
     state: str = "ready"
     attempt: int = 1  # of the delivery to come, or of the last one
     notes: int = 0  # entries in its history
@@ -33,6 +37,33 @@ class Message:
     loose: bool = (
         False  # the order of delivery is free: it was deferred, taken back, or committed late
     )
+    hole: bool = (
+        False  # who claimed it rolled back: what is less urgent may come first, until upkeep
+    )
+    skipped: bool = False  # a tick that is left out when its turn comes
+    progress: Note | None = None
+    result: Note | None = None
+
+    @property
+    def lane(self) -> tuple[int, bool]:
+        """Messages of one lane are in order, and one call gives those of one. Priority 4 has two."""
+        return self.priority, self.plain or self.priority != 4
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a consumer said of a message, and when."""
+
+    value: Any
+    at: int
+
+
+@dataclass(eq=False)
+class Entry:
+    """Which message has a deduplication key, and until when; None: until it is settled."""
+
+    message: Message
+    until: int | None
 
 
 @dataclass(eq=False)
@@ -46,6 +77,7 @@ class Lease:
     changed: int  # the step of the last commit that changed it
     committed: bool = False
     lost: bool = False
+    taker: Transaction | None = None  # has taken it back, and is not over
 
 
 class Transaction:
@@ -57,6 +89,7 @@ class Transaction:
         self.steps: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self.savepoints: list[int] = []
         self.sent: list[Message] = []
+        self.keys: dict[str, Entry | None] = {}  # that it took or freed
         self.extended: list[Lease] = []
         self.perhaps: list[Lease] = []  # which ran out, and which it may have taken back
         self.wrote = False
@@ -79,9 +112,8 @@ class Transaction:
 class Model:
     """One queue."""
 
-    def __init__(self, max_attempts: int, backoff: int) -> None:
-        self.max_attempts = max_attempts
-        self.backoff = backoff
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings  # those of create_queue; in minutes, where they are intervals
         self.paused = False
         self.now = 0
         self.step = 0
@@ -91,14 +123,41 @@ class Model:
         self.acked = 0
         self.messages: dict[int, Message] = {}  # that were committed
         self.leases: list[Lease] = []
+        self.keys: dict[str, Entry] = {}
+        self.purged = (0, -1)  # up to which message, and when, by purge_queue
+        self.history: list[tuple[Message, int, int, int]] = []  # acknowledged: attempt, notes, when
+
+    @property
+    def max_attempts(self) -> int:
+        return int(self.settings["max_attempts"])
+
+    def backoff(self, attempt: int) -> int:
+        """How long to wait after it."""
+        first, most = self.settings["retry_backoff"], self.settings["retry_backoff_max"]
+        delays = self.settings["retry_delays"]
+        waits = {
+            "fixed": lambda: min(first, most),
+            "linear": lambda: min(first * attempt, most),
+            "exponential": lambda: min(first * 2 ** (attempt - 1), most),
+            "list": lambda: delays[min(attempt, len(delays)) - 1],
+        }
+        return int(waits[self.settings["retry_policy"]]())
 
     # -- what others see ------------------------------------------------------------------------
 
     def shown(self, m: Message) -> str:
-        return "deferred" if m.state == "ready" and m.due > self.now else m.state
+        if m.state != "ready":
+            return m.state
+        if m.expires is not None and m.expires < self.now:
+            return "expired"  # as good as dead: the next that comes by buries it
+        return "deferred" if m.due > self.now else "ready"
 
     def having(self, *states: str) -> list[Message]:
         return [m for m in self.messages.values() if self.shown(m) in states]
+
+    def is_fresh(self, note: Note) -> bool:
+        """Later it may be forgotten."""
+        return self.now - note.at < int(self.settings["result_retention"])
 
     def ran_out(self, lease: Lease) -> bool:
         """A sweep may take it back, unless somebody is settling it."""
@@ -107,14 +166,15 @@ class Model:
         )
 
     def is_ready(self, m: Message) -> bool:
-        return m.holder is None and self.shown(m) == "ready"
+        return m.holder is None and self.shown(m) == "ready" and not m.skipped
 
-    def may_be_delivered(self, m: Message) -> bool:
-        """Ready; or its lease ran out, and the call took that back itself."""
+    def may_be_delivered(self, m: Message, tx: Transaction | None = None) -> bool:
+        """Ready; or its lease ran out, and the call took that back itself, or an earlier one of the same transaction."""
         return self.is_ready(m) or (
             m.state == "leased"
             and m.lease is not None
-            and self.ran_out(m.lease)
+            and m.holder is None
+            and (self.ran_out(m.lease) or (tx is not None and m.lease.taker is tx))
             and m.attempt < self.max_attempts
         )
 
@@ -133,8 +193,13 @@ class Model:
                 m.loose = m.loose or late or m.due > 0
                 self.messages[m.id] = m
 
-        tx.sent += mine
-        tx.do(lambda: None, commit)
+        before = tx.sent
+        tx.sent = before + mine
+
+        def undo() -> None:
+            tx.sent = before
+
+        tx.do(undo, commit)
 
     # -- dequeue --------------------------------------------------------------------------------
 
@@ -144,25 +209,27 @@ class Model:
             receipt, self.now + minutes, {m.id: m for m in messages}, tx, changed=self.step
         )
         self.leases.append(lease)
-        stale = {m.lease: None for m in messages if m.state == "leased"}
+        stale = {m.lease: m.lease.taker for m in messages if m.lease is not None}
         for old in stale:
-            assert old is not None
             self.hold(tx, old)
+            old.taker = tx
         for m in messages:
             m.holder = tx
 
         def undo() -> None:
             # It was never delivered: the attempt does not count. Who finds nothing fresh takes it, or a sweep.
             lease.left, lease.lost, lease.changed = {}, True, self.step
+            for old, taker in stale.items():
+                old.taker = taker
             for m in messages:
-                m.holder, m.loose = None, True
+                m.holder, m.loose, m.hole = None, True, True
 
         def commit() -> None:
             for old in stale:
-                assert old is not None
                 self.take_back(old)
             for m in messages:
                 m.state, m.lease, m.holder = "leased", lease, None
+                m.expires, m.hole = None, False
             self.delivered += len(messages)
             lease.holder, lease.changed, lease.committed = None, self.step, True
 
@@ -213,13 +280,20 @@ class Model:
 
         tx.do(undo, commit)
 
-    def ack(self, tx: Transaction, lease: Lease, ids: list[int] | None = None) -> int:
+    def ack(
+        self, tx: Transaction, lease: Lease, ids: list[int] | None = None, result: Any = None
+    ) -> int:
         def then(m: Message) -> None:
             m.state, m.lease = "completed", None
+            if result is not None:
+                m.result = Note(result, self.now)
             self.acked += 1
+            self.history.append((m, m.attempt, m.notes, self.now))
 
         messages = self.chosen(lease, ids)
         self.settle(tx, lease, messages, then)
+        for m in messages:
+            self.release(tx, m)
         return len(messages)
 
     def nack(
@@ -233,27 +307,39 @@ class Model:
         dead: bool = False,
         count_attempt: bool = True,
     ) -> int:
-        most, wait = self.max_attempts, self.backoff if delay is None else delay
+        most = self.max_attempts
+
+        def dies(m: Message) -> bool:
+            return count_attempt and (dead or m.attempt >= most)
 
         def then(m: Message) -> None:
-            if not count_attempt:
-                self.again(m, wait)
-            elif dead or m.attempt >= most:
+            wait = self.backoff(m.attempt) if delay is None else delay
+            if dies(m):
                 self.bury(m, reason or ("rejected" if dead else "out of attempts"))
-            else:
+                return
+            if count_attempt:
                 m.attempt, m.notes = m.attempt + 1, m.notes + 1
-                self.again(m, wait)
+            self.again(m, wait)
 
         messages = self.chosen(lease, ids)
         self.settle(tx, lease, messages, then)
+        for m in messages:
+            if dies(m):
+                self.release(tx, m)
         return len(messages)
 
     def again(self, m: Message, wait: int) -> None:
-        m.state, m.lease, m.due, m.loose = "ready", None, self.now + wait, True
+        """Only the first delivery has to be in time."""
+        m.state, m.lease, m.due, m.loose, m.expires = "ready", None, self.now + wait, True, None
 
     def bury(self, m: Message, reason: str) -> None:
-        m.state, m.lease, m.reason, m.died, m.notes = "dead", None, reason, self.step, m.notes + 1
-        m.died_at = self.now
+        m.state, m.lease, m.reason, m.died, m.died_at = "dead", None, reason, self.step, self.now
+        if reason in ("expired", "overflow"):  # it was not delivered for this attempt
+            m.attempt -= 1
+        if reason != "expired":
+            m.notes += 1
+        m.expires = None
+        self.free(m)
 
     def extend(self, tx: Transaction, lease: Lease, minutes: int) -> None:
         """Never to an earlier time."""
@@ -276,8 +362,14 @@ class Model:
                 self.again(m, 0)
         lease.left, lease.lost, lease.changed = {}, True, self.step
 
-    def learn(self, seen: dict[int, tuple[str, int]]) -> None:
-        """Any dequeue that finds nothing, and any upkeep, may take back what ran out: a lease as a whole, or not at all."""
+    def learn(self, seen: dict[int, tuple[str, int]], dead: set[int]) -> None:
+        """Any dequeue that finds nothing, and any upkeep, may take back what ran out: a lease as a whole, or not at all.
+
+        Any dequeue may bury what has expired.
+        """
+        for m in self.having("expired"):
+            if m.id in dead:
+                self.bury(m, "expired")
         for lease in self.leases:
             if self.ran_out(lease):
                 m = next(iter(lease.left.values()))
@@ -287,6 +379,13 @@ class Model:
     # -- the rest -------------------------------------------------------------------------------
 
     def redrive(self, messages: list[Message]) -> None:
+        """Who died has no key any more."""
+        for m in messages:
+            m.attempt, m.notes = 1, m.notes + 1
+            self.again(m, 0)
+
+    def rewind(self, messages: list[Message]) -> None:
+        """Behind what waits, in the order of their numbers."""
         for m in messages:
             m.attempt, m.notes = 1, m.notes + 1
             self.again(m, 0)
@@ -297,13 +396,61 @@ class Model:
             m.state, m.lease = "purged", None
         return len(gone)
 
+    def drop(self, m: Message) -> None:
+        """For one that comes."""
+        m.state = "purged"
+        self.free(m)
+
     def purge_queue(self) -> int:
         for lease in self.leases:
             lease.left, lease.lost, lease.changed = {}, True, self.step
-        return self.purge(self.having("ready", "deferred", "leased"))
+        for m in self.messages.values():
+            m.progress = m.result = None
+        self.keys, self.history, self.purged = {}, [], (self.ids, self.now)
+        return self.purge(self.having("ready", "deferred", "leased", "expired"))
 
     def cancel(self, m: Message) -> None:
+        """Its key is free, whatever the window."""
         m.state = "cancelled"
+        self.keys = {k: e for k, e in self.keys.items() if e.message is not m}
+
+    # -- deduplication keys ---------------------------------------------------------------------
+
+    def entry(self, tx: Transaction, key: str) -> Entry | None:
+        """Who has a key, as this transaction sees it."""
+        e = tx.keys[key] if key in tx.keys else self.keys.get(key)
+        return None if e is None or (e.until is not None and e.until < self.now) else e
+
+    def take_key(self, tx: Transaction, key: str, m: Message) -> None:
+        window = self.settings["dedup_window"]
+        self.set_key(tx, key, Entry(m, self.now + window if window else None))
+
+    def set_key(self, tx: Transaction, key: str, e: Entry | None) -> None:
+        before = dict(tx.keys)
+        tx.keys[key] = e
+
+        def undo() -> None:
+            tx.keys = before
+
+        def commit() -> None:
+            if e is not None:
+                self.keys[key] = e  # a key that was freed: see release
+
+        tx.do(undo, commit)
+
+    def release(self, tx: Transaction, m: Message) -> None:
+        """Its end frees its key, for this transaction at once, unless that is for a time, or another's by now."""
+        for key in {**self.keys, **tx.keys}:
+            e = self.entry(tx, key)
+            if e is not None and e.message is m and e.until is None:
+                self.set_key(tx, key, None)
+        tx.do(lambda: None, lambda: self.free(m))
+
+    def free(self, m: Message) -> None:
+        """The same, for all."""
+        self.keys = {
+            k: e for k, e in self.keys.items() if e.message is not m or e.until is not None
+        }
 
     def disturb(self) -> None:
         """From here on the order of what is ready now is free."""

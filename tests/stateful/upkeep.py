@@ -24,6 +24,11 @@ class Upkeep(Machine):
         for tx in self.others():
             for m in tx.sent:
                 m.due += minutes if m.due else 0  # nobody sees that row yet, so it was not edited
+                m.born += minutes
+                m.expires = m.expires and m.expires + minutes
+            for e in tx.keys.values():
+                if e is not None and e.until is not None:
+                    e.until += minutes
 
     def running(self) -> list[Lease]:
         """Leases that others see, and whose deadline nobody is moving."""
@@ -56,7 +61,7 @@ class Upkeep(Machine):
 
     @step()
     def sweep_stale(self) -> None:
-        ready = len(self.model.having("ready"))
+        ready = len(self.model.having("ready", "expired"))
         doubt = sum(len(lease.left) for lease in self.doubtful())
         got = self.admin("select mq.sweep_stale('q')")
         count = self.swept()
@@ -71,6 +76,9 @@ class Upkeep(Machine):
             self.model.upkept = self.model.step  # it had the lock of all upkeep
         else:
             self.swept()
+        if not self.others():
+            for m in self.model.messages.values():
+                m.hole = False
 
     @step(2, when=lambda self: not any(tx.rotated for tx in self.others()), who=WHO)
     def rotate(self, who: int) -> None:
@@ -102,7 +110,7 @@ class Upkeep(Machine):
     @step(when=lambda self: not self.others(), max_attempts=st.integers(1, 5))
     def alter_queue(self, max_attempts: int) -> None:
         self.admin("select mq.alter_queue('q', max_attempts => %s)", max_attempts)
-        self.model.max_attempts = max_attempts
+        self.model.settings["max_attempts"] = max_attempts
 
     # -- dead letters and purges ----------------------------------------------------------------
 

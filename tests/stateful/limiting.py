@@ -1,0 +1,89 @@
+"""Rules of max_depth: never more messages wait, and what is done about one too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import psycopg
+from hypothesis import strategies as st
+
+from stateful.machine import SEEN, Draws, Machine, Session
+from stateful.model import Message, Transaction
+from stateful.producing import Producing
+
+
+class Limiting(Producing):
+    settings: ClassVar[Draws] = {
+        **Machine.settings,
+        "max_depth": st.sampled_from((12, 4, 40)),
+        "overflow": st.sampled_from(("reject", "reject", "drop_oldest", "dead_letter")),
+    }
+
+    def waiting(self) -> list[Message]:
+        """An expired one waits until somebody buries it."""
+        return self.model.having("ready", "deferred", "expired")
+
+    def read_ids(self) -> None:
+        self.model.ids = self.admin("select enqueued_total from mq.queue_stats('q')")
+
+    def put(
+        self,
+        session: Session,
+        tx: Transaction,
+        messages: list[Message],
+        call: Callable[[], None],
+        swaps: int = 0,
+    ) -> bool:
+        """Those of transactions that are open may come, too."""
+        most, drops = self.model.settings["max_depth"], self.model.settings["overflow"] != "reject"
+        alone = session.tx is None and not self.others()
+        sent = [m for x in [*self.others(session), tx] for m in x.sent]
+        missing = len(self.waiting()) + len(sent) + len(messages) - swaps - most
+        if drops and (not alone or self.is_tick_due()):
+            self.read_ids()
+            return False
+        try:
+            super().put(session, tx, messages, call, swaps)
+        except psycopg.Error as error:
+            if error.sqlstate != "MQ008":
+                raise
+            self.read_ids()
+            if alone:
+                too_many = missing + self.ghosts()
+                assert too_many > (len(self.had()) if drops else 0) or len(messages) > most
+            return False
+        assert drops or missing <= 0 or len(messages) == swaps, (
+            f"{missing} messages too many may wait"
+        )
+        if drops and len(messages) > swaps:
+            self.drops(session, tx, max(missing, 0))
+        return True
+
+    def had(self) -> list[Message]:
+        """What can be had to make room."""
+        return [m for m in self.model.having("ready") if not m.hole]
+
+    def drops(self, session: Session, tx: Transaction, missing: int) -> None:
+        """The oldest of the lowest priority; which, is seen at once."""
+        model = self.model
+        seen = {row[0] for row in session.conn.execute(SEEN).fetchall()}
+        gone = [m for m in model.having("ready") if m.id not in seen]
+        assert missing <= len(gone) <= missing + self.ghosts()
+        for m in self.had():
+            assert m in gone or all(m.lane >= x.lane for x in gone), "a lower priority is there"
+        for lane in {m.lane for m in gone}:
+            there = sorted((m for m in model.having("ready") if m.lane == lane), key=lambda m: m.id)
+            if not any(m.loose for m in there):
+                ids = sorted(m.id for m in gone if m.lane == lane)
+                assert ids == [m.id for m in there[: len(ids)]]
+
+        def commit() -> None:
+            for m in gone:
+                if model.settings["overflow"] == "dead_letter":
+                    model.bury(m, "overflow")
+                else:
+                    model.drop(m)
+
+        tx.do(lambda: None, commit)
+        self.consumer = None  # it took them as a consumer does
