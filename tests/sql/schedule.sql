@@ -1,4 +1,4 @@
-select plan(41);
+select plan(43);
 
 -- Who dequeues and who calls maintain() at one time, and what a crash leaves, is in tests/py/test_schedules.py.
 select test.forget(q) from unnest(array['schedule', 'schedule.other']) as q;
@@ -82,6 +82,10 @@ select is(pg_temp.next(), mq.cron_next('every 400 days'), 'then as ever');
 select test.move_tick('a', mq.cron_next('every 400 days', now() - interval '400 days'));
 call pg_temp.drain();
 select results_eq('select payload, enqueued_at from got', $$ select '"none"'::jsonb, mq.cron_next('every 400 days', now() - interval '400 days') $$, 'what is not late comes');
+call pg_temp.miss('none');
+select is(mq.cancel('schedule', (select p.msg_id from mq.peek('schedule') as p)), true, 'the message that waits is cancelled');
+call pg_temp.drain();
+select is((select ready || ' ' || deferred from mq.queue_stats('schedule')), '0 1', 'and skipped, and counts no more');
 select mq.schedule('a', 'every 4 days', 'schedule', '"many"', catch_up => 'all');
 select test.move_tick('a', mq.cron_next('every 4 days', now() - interval '2000 days'));
 call pg_temp.drain(2);

@@ -270,13 +270,13 @@ begin
         for v_pass in 1 .. p_passes loop
             if (v_register >> 32) & 1 = 1 or (v_register >> 33) & 1 = 1 then
                 return query select m.msg_id, m.enqueued_at, m.attempt, m.payload, m.headers, case when m.extra ? 's' then null else m.extra end,
-                                    case when m.extra ? 's' then mq._take_tick((m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
+                                    case when m.extra ? 's' then mq._take_tick({q}, m.msg_id, (m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
                              from mq._promote_{q}_1(p_lane, p_max, clock_timestamp(), v_arrivals) as m;
                 get diagnostics v_count = row_count;
             end if;
             if v_count <= p_max and ((v_register >> 32) & 1 = 0 or (v_register >> 33) & 1 = 1) then
                 return query select m.msg_id, m.enqueued_at, m.attempt, m.payload, m.headers, case when m.extra ? 's' then null else m.extra end,
-                                    case when m.extra ? 's' then mq._take_tick((m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
+                                    case when m.extra ? 's' then mq._take_tick({q}, m.msg_id, (m.extra ->> 's')::bigint, m.due_at) end, m.due_at, m.lane
                              from mq._promote_{q}_0(p_lane, p_max - v_count, clock_timestamp(), v_arrivals) as m;
                 get diagnostics v_rows = row_count;
                 v_count := v_count + v_rows;

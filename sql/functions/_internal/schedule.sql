@@ -53,8 +53,20 @@ exception
 end $$;
 
 -- What the promoter does with a tick that is due: puts the next one there, and says whether this one is delivered (null) or skipped.
+-- One that is skipped is gone, so it does not count as cancelled either.
+create or replace function mq._take_tick(queue_id int, msg_id bigint, generation bigint, tick timestamptz) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_outcome text := mq._follow_tick(generation, tick);
+begin
+    if v_outcome = 'skipped' then
+        delete from mq.cancelled as c where c.queue_id = _take_tick.queue_id and c.msg_id = _take_tick.msg_id;
+    end if;
+    return v_outcome;
+end $$;
+
 -- Late is a tick whose successor is due as well.
-create or replace function mq._take_tick(generation bigint, tick timestamptz) returns text
+create or replace function mq._follow_tick(generation bigint, tick timestamptz) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s      mq.timetable;
@@ -62,7 +74,7 @@ declare
     v_next timestamptz;
     v_late boolean;
 begin
-    select * into s from mq.timetable as x where x.generation = _take_tick.generation;
+    select * into s from mq.timetable as x where x.generation = _follow_tick.generation;
     if not found then
         return 'skipped';       -- unscheduled, or changed
     end if;
