@@ -22,6 +22,7 @@ from stateful.deduplicating import Deduplicating
 from stateful.features import Expiring, Listed, Pausing, Prioritising, Retrying, merged
 from stateful.limiting import Limiting
 from stateful.machine import Draws, Machine
+from stateful.ordering import Ordering
 from stateful.producing import Producing
 from stateful.replaying import Replaying
 from stateful.reporting import Reporting
@@ -77,6 +78,10 @@ class WithReplay(Core, Replaying):
     """What is done is kept, and delivered again."""
 
 
+class WithOrder(Core, Ordering):
+    """Messages of one ordering key come in order."""
+
+
 class WithSchedules(Core, Scheduling):
     """What is due at a time, each time."""
 
@@ -90,6 +95,7 @@ FEATURES = (
     Reporting,
     Replaying,
     Scheduling,
+    Ordering,
     Pausing,
     Cancelling,
 )
@@ -115,6 +121,7 @@ MACHINES: dict[type[Machine], int] = {
     WithResults: 1,
     WithReplay: 1,
     WithSchedules: 1,
+    WithOrder: 1,
     Everything: 4,
 }
 """And how many examples `make test` tries: about two seconds each on an idle machine."""

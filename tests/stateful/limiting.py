@@ -61,8 +61,8 @@ class Limiting(Producing):
         return True
 
     def had(self) -> list[Message]:
-        """What can be had to make room."""
-        return [m for m in self.model.having("ready") if not m.hole]
+        """What can be had to make room, for certain."""
+        return [m for m in self.model.having("ready") if not m.hole and m.ordering_key is None]
 
     def drops(self, session: Session, tx: Transaction, missing: int) -> None:
         """The oldest of the lowest priority; which, is seen at once."""

@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
     # -- what may be delivered ------------------------------------------------------------------
 
     def check_delivery(
-        self, session: Session, n: int, rows: list[Any], before: list[Message]
+        self, session: Session, tx: Transaction, n: int, rows: list[Any], before: list[Message]
     ) -> None:
         """What a dequeue gave, out of the messages that were ready before."""
         assert len(rows) <= n
@@ -250,7 +250,7 @@ class Machine(RuleBasedStateMachine):
         for msg_id, _, attempt, _, payload, headers in rows:
             m = self.model.messages.get(msg_id)
             assert m is not None, f"message {msg_id} was not committed, or never sent"
-            assert self.model.may_be_delivered(m, session.tx), (
+            assert self.model.may_be_delivered(m, tx), (
                 msg_id,
                 self.model.shown(m),
                 m.holder,
@@ -259,10 +259,10 @@ class Machine(RuleBasedStateMachine):
             assert attempt == self.model.next_attempt(m)
             assert payload == m.payload
             assert headers == m.options.get("headers")
-        self.check_order(session, n, [self.model.messages[row[0]] for row in rows], before)
+        self.check_order(session, tx, n, [self.model.messages[row[0]] for row in rows], before)
 
     def check_order(
-        self, session: Session, n: int, got: list[Message], before: list[Message]
+        self, session: Session, tx: Transaction, n: int, got: list[Message], before: list[Message]
     ) -> None:
         """One consumer gets what others did not have in hand, and was not late, in the order of enqueue."""
         if self.consumer != (session.no, n):
@@ -279,8 +279,17 @@ class Machine(RuleBasedStateMachine):
         if not got:
             assert before == []
             assert again == []
-        urgent = [m for m in before if not m.hole and m.priority > max(x.priority for x in got)]
-        assert urgent == []
+            return
+        most = max(m.priority for m in got)
+        assert [m for m in before if m.priority > most and not m.hole and self.first(m)] == []
+
+    def in_turn(self, before: list[Message]) -> list[Message]:
+        """Of what is ready, that which nothing holds up."""
+        return before
+
+    def first(self, m: Message) -> bool:
+        """Whether its own priority is what counts."""
+        return True
 
     def read_ids(self) -> None:
         """Where mq gives out numbers by itself, as far as it has come."""
@@ -479,7 +488,7 @@ class Machine(RuleBasedStateMachine):
                 for x in stale
                 if x not in self.doubtful()
                 for m in x.left.values()
-                if model.may_be_delivered(m)
+                if model.may_be_delivered(m) and m.ordering_key is None
             ]
             query = (
                 "select msg_id, receipt, attempt, extract(epoch from leased_until - clock_timestamp())::float8 / 60,"
@@ -496,9 +505,11 @@ class Machine(RuleBasedStateMachine):
                 return []
             assert acked != 0, "the lease was lost, and dequeue does not say so"
             assert not rows or not model.paused
-            self.check_delivery(session, n, rows, before)
+            self.check_delivery(session, tx, n, rows, before)
             if acked is None and not begun and self.must_deliver(session):
-                self.check_turn([model.messages[row[0]] for row in rows], before, again)
+                self.check_turn(
+                    [model.messages[row[0]] for row in rows], self.in_turn(before), again
+                )
             for row in rows:
                 assert abs(row[3] - (minutes or 60)) < SLACK
             if not begun:

@@ -40,6 +40,10 @@ class Message:
     hole: bool = (
         False  # who claimed it rolled back: what is less urgent may come first, until upkeep
     )
+    ordering_key: str | None = None
+    place: int = 0  # in the order in which they were committed
+    vague: bool = False  # where it stands among those of its key is free
+    returned: bool = False  # it comes back to its place, and holds up those behind it until then
     skipped: bool = False  # a tick that is left out when its turn comes
     progress: Note | None = None
     result: Note | None = None
@@ -119,6 +123,7 @@ class Model:
         self.step = 0
         self.upkept = 0  # the step of the last upkeep
         self.ids = 0  # given out so far
+        self.placed = 0
         self.delivered = 0
         self.acked = 0
         self.messages: dict[int, Message] = {}  # that were committed
@@ -178,6 +183,16 @@ class Model:
             and m.attempt < self.max_attempts
         )
 
+    def would_die(self, m: Message, tx: Transaction | None) -> bool:
+        """With the lease that ran out, and the call took back itself."""
+        return (
+            m.state == "leased"
+            and m.lease is not None
+            and m.holder is None
+            and (self.ran_out(m.lease) or (tx is not None and m.lease.taker is tx))
+            and m.attempt >= self.max_attempts
+        )
+
     # -- enqueue --------------------------------------------------------------------------------
 
     def next_id(self) -> int:
@@ -190,7 +205,9 @@ class Model:
 
         def commit() -> None:
             for m in mine:
-                m.loose = m.loose or late or m.due > 0
+                m.vague = late or m.due > 0
+                m.loose = m.loose or m.vague or m.ordering_key is not None
+                m.place = self.placed = self.placed + 1
                 self.messages[m.id] = m
 
         before = tx.sent
@@ -229,7 +246,7 @@ class Model:
                 self.take_back(old)
             for m in messages:
                 m.state, m.lease, m.holder = "leased", lease, None
-                m.expires, m.hole = None, False
+                m.hole = False
             self.delivered += len(messages)
             lease.holder, lease.changed, lease.committed = None, self.step, True
 
@@ -326,11 +343,32 @@ class Model:
         for m in messages:
             if dies(m):
                 self.release(tx, m)
+        if not dead:
+            self.settle(tx, lease, self.behind(lease, messages), self.hand_back)
         return len(messages)
+
+    def behind(self, lease: Lease, messages: list[Message]) -> list[Message]:
+        """What is left of the lease and stands behind these in their ordering keys: by number, within a lease."""
+        first: dict[str, int] = {}
+        for m in messages:
+            if m.ordering_key is not None:
+                first[m.ordering_key] = min(m.id, first.get(m.ordering_key, m.id))
+        return [
+            m
+            for m in lease.left.values()
+            if m.ordering_key is not None and m.id > first.get(m.ordering_key, m.id)
+        ]
+
+    def hand_back(self, m: Message) -> None:
+        """It was not tried."""
+        expires = m.expires
+        self.again(m, 0)
+        m.expires = expires
 
     def again(self, m: Message, wait: int) -> None:
         """Only the first delivery has to be in time."""
         m.state, m.lease, m.due, m.loose, m.expires = "ready", None, self.now + wait, True, None
+        m.returned = True
 
     def bury(self, m: Message, reason: str) -> None:
         m.state, m.lease, m.reason, m.died, m.died_at = "dead", None, reason, self.step, self.now
@@ -378,17 +416,21 @@ class Model:
 
     # -- the rest -------------------------------------------------------------------------------
 
+    def comes_anew(self, m: Message) -> None:
+        """Behind what waits of its ordering key."""
+        m.attempt, m.notes = 1, m.notes + 1
+        self.again(m, 0)
+        m.vague, m.returned = True, False
+
     def redrive(self, messages: list[Message]) -> None:
         """Who died has no key any more."""
         for m in messages:
-            m.attempt, m.notes = 1, m.notes + 1
-            self.again(m, 0)
+            self.comes_anew(m)
 
     def rewind(self, messages: list[Message]) -> None:
         """Behind what waits, in the order of their numbers."""
         for m in messages:
-            m.attempt, m.notes = 1, m.notes + 1
-            self.again(m, 0)
+            self.comes_anew(m)
 
     def purge(self, messages: Iterable[Message]) -> int:
         gone = list(messages)

@@ -71,7 +71,8 @@ class Producing(Machine):
                 options,
                 self.model.now,
                 options.get("priority", 4),
-                plain="ttl" not in options,
+                plain="ttl" not in options and "ordering_key" not in options,
+                ordering_key=options.get("ordering_key"),
                 expires=self.model.now + options["ttl"] if "ttl" in options else None,
             )
             for _ in range(count)
