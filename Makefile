@@ -31,7 +31,7 @@ test-py: $(VENV)/.installed ## pytest (ARGS="-k enqueue"; MQ_TEST_SERVER=debian)
 	@$(PY) -m pytest -q -n 2 --dist loadfile -m "not perf and not slow and not docker" $(ARGS)
 
 test-stateful: $(VENV)/.installed ## mq against a simple model of it, new examples each time (ARGS="-k Core --hypothesis-seed=7")
-	@MQ_STATEFUL_EXAMPLES=$${MQ_STATEFUL_EXAMPLES:-1000} $(PY) -m pytest -q tests/py/test_stateful.py --timeout 0 $(ARGS)
+	@MQ_STATEFUL_EXAMPLES=$${MQ_STATEFUL_EXAMPLES:-200} $(PY) -m pytest -q tests/py/test_stateful.py --timeout 0 $(ARGS)
 
 test-matrix: $(VENV)/.installed ## pgTAP and the tests marked matrix on PostgreSQL 14 to 18
 	@$(PY) tests/run_matrix.py $(ARGS)

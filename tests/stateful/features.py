@@ -43,17 +43,7 @@ class Retrying(Machine):
     settings: ClassVar[Draws] = {
         **Machine.settings,
         "max_attempts": st.sampled_from((5, 3, 2)),
-        "retry_policy": st.sampled_from(("linear", "exponential")),
-    }
-
-
-class Listed(Machine):
-    """The same by a list."""
-
-    settings: ClassVar[Draws] = {
-        **Machine.settings,
-        "max_attempts": st.sampled_from((5, 3)),
-        "retry_policy": st.just("list"),
+        "retry_policy": st.sampled_from(("linear", "exponential", "list")),
         "retry_delays": st.sampled_from(([37, 200], [60])),
     }
 

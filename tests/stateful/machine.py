@@ -128,8 +128,8 @@ class Machine(RuleBasedStateMachine):
         settings = data.draw(st.fixed_dictionaries(self.settings))
         self.model = Model(settings)
         given = {k: interval(v) if k in INTERVALS else v for k, v in settings.items()}
-        if settings["retry_policy"] == "list":
-            given["retry_delays"] = [interval(x) for x in settings["retry_delays"]]
+        is_list = settings["retry_policy"] == "list"
+        given["retry_delays"] = [interval(x) for x in settings["retry_delays"]] if is_list else None
         named = ", ".join(f"{name} => %({name})s" for name in given)
         named = named.replace("%(retry_delays)s", "%(retry_delays)s::interval[]")
         self.conn.execute(f"select mq.create_queue('q', {named})".encode(), given)

@@ -63,13 +63,19 @@ class Ordering(Machine):
         return lease is not None and lease.holder is tx and m.id not in lease.left
 
     def in_turn(self, before: list[Message]) -> list[Message]:
-        """What has nothing of its key in front of it, for certain."""
+        """What has nothing of its key in front of it, for certain. One that was delayed joins its key in a call that may
+
+        give nothing: it notifies, and the next call has it. That none is forgotten, the end shows.
+        """
         held = {x.ordering_key for x in self.model.messages.values() if self.holds_up(x)}
         return [
             m
             for m in super().in_turn(before)
-            if m.ordering_key is None or m.ordering_key not in held
+            if m.ordering_key is None or (m.ordering_key not in held and not self.was_delayed(m))
         ]
+
+    def was_delayed(self, m: Message) -> bool:
+        return m.due > 0 or m.vague
 
     def holds_up(self, m: Message) -> bool:
         """Those behind it: it is in hand, or comes back later."""
@@ -82,5 +88,5 @@ class Ordering(Machine):
     def first(self, m: Message) -> bool:
         """Order goes before priority, and who was delayed joins its key first."""
         waits = [x for x in self.of(m.ordering_key) if self.model.shown(x) in ("ready", "deferred")]
-        alone = waits == [m] and m.due == 0
+        alone = waits == [m] and not self.was_delayed(m)
         return super().first(m) and (m.ordering_key is None or alone)
