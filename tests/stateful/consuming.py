@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -182,6 +183,21 @@ class Consuming(Machine):
             self.dequeue(session, 1, ack=lease)
             return
         self.is_late(session, lease, "ack" if how == "dequeue" else how)
+
+    @step(
+        when=lambda self: any(self.usable(s) for s in self.sessions),
+        who=WHO,
+        which=st.integers(0, 4),
+        slice_=st.integers(0, 1),
+        how=st.sampled_from(("ack", "nack", "extend")),
+    )
+    def forges(self, who: int, which: int, slice_: int, how: str) -> None:
+        """The receipt of another part of a lease, which nobody was given, is worth nothing."""
+        session = self.pick(who, self.having(self.usable))
+        lease = self.pick(which, list(reversed(self.usable(session))))
+        fields = lease.receipt.split(".")
+        fields[5], fields[6] = str(int(fields[5]) + slice_), str(int(fields[6]) + 1 - slice_)
+        self.is_late(session, replace(lease, receipt=".".join(fields)), how)
 
     def is_late(self, session: Session, lease: Lease, how: str) -> None:
         with self.in_transaction(session), self.blurred(session, lease):

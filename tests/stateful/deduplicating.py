@@ -13,11 +13,24 @@ from stateful.model import Message, Transaction
 from stateful.producing import Producing
 
 KEYS = ("a", "b", "c")
+HELD = """
+select d.dedup_key, d.msg_id
+from (select distinct on (x.dedup_key) x.* from mq.dedup as x order by x.dedup_key, x.no desc) as d
+where d.dedup_key <> '' and d.msg_id is not null and d.until > clock_timestamp()
+"""
 KEY = st.sampled_from(KEYS)
 
 
 class Deduplicating(Producing):
     settings: ClassVar[Draws] = {**Machine.settings, "dedup_window": st.sampled_from((0, 110))}
+
+    def check_one(self) -> None:
+        """Who has which key, besides."""
+        super().check_one()
+        model = self.model
+        rows: dict[str, int] = dict(self.conn.execute(HELD).fetchall())
+        e = {key: model.entry(Transaction(0), key) for key in KEYS}
+        assert rows == {key: x.message.id for key, x in e.items() if x is not None}
 
     def clear(self, session: Session, key: str) -> bool:
         """Nobody else's open transaction takes it, which would be waited for, and this one has not perhaps freed it."""

@@ -27,7 +27,7 @@ class Expiring(Machine):
         super().pass_more_time(minutes)
         tables = self.conn.execute(
             "select oid::regclass::text from pg_class where relnamespace = 'mq'::regnamespace"
-            " and relkind = 'r' and relname ~ '^(log|deferred)_'"
+            " and relkind = 'r' and relname ~ '^(log|deferred|parked)_'"
         ).fetchall()
         for (table,) in tables:
             change = "extra || jsonb_build_object('e', (extra ->> 'e')::bigint - %s)"

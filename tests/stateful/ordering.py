@@ -78,11 +78,11 @@ class Ordering(Machine):
         return m.due > 0 or m.vague
 
     def holds_up(self, m: Message) -> bool:
-        """Those behind it: it is in hand, or comes back later."""
+        """Those behind it: it is in hand, or not back yet, perhaps."""
         return (
             m.holder is not None
             or m.state == "leased"
-            or (self.model.shown(m) == "deferred" and m.returned)
+            or (self.model.shown(m) in ("ready", "deferred") and m.returned)
         )
 
     def first(self, m: Message) -> bool:
