@@ -138,10 +138,14 @@ class Consuming(Machine):
     def nack(self, who: int, which: int, some: list[int] | None, how: dict[str, Any]) -> None:
         session = self.pick(who, self.having(self.live))
         lease = self.pick(which, self.live(session))
+        self.nacks(session, lease, self.ids(lease, some), how)
+
+    def nacks(
+        self, session: Session, lease: Lease, ids: list[int] | None, how: dict[str, Any]
+    ) -> None:
         given = {k: interval(v) if k == "delay" else v for k, v in how.items()}
         extra = "".join(f", {name} => %({name})s" for name in given)
         query = f"select mq.nack('q', %(receipt)s, %(ids)s{extra})"
-        ids = self.ids(lease, some)
         given |= {"receipt": lease.receipt, "ids": ids}
         with self.in_transaction(session) as tx, self.blurred(session, lease):
             tx.wrote = tx.settled = True

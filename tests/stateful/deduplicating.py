@@ -8,8 +8,9 @@ from typing import ClassVar
 import psycopg
 from hypothesis import strategies as st
 
-from stateful.machine import WHO, Draws, Machine, Session, step
-from stateful.model import Message, Transaction
+from stateful.consuming import Consuming
+from stateful.machine import PICK, WHO, Draws, Machine, Session, step
+from stateful.model import Lease, Message, Transaction
 from stateful.producing import Producing
 
 KEYS = ("a", "b", "c")
@@ -21,7 +22,7 @@ where d.dedup_key <> '' and d.msg_id is not null and d.until > clock_timestamp()
 KEY = st.sampled_from(KEYS)
 
 
-class Deduplicating(Producing):
+class Deduplicating(Producing, Consuming):
     settings: ClassVar[Draws] = {**Machine.settings, "dedup_window": st.sampled_from((0, 110))}
 
     def check_one(self) -> None:
@@ -147,6 +148,25 @@ class Deduplicating(Producing):
         if before is not None and waits:
             self.model.cancel(before.message)
         tx.commit()
+
+    def keyed_leases(self, session: Session) -> list[Lease]:
+        keyed = {e.message for e in self.model.keys.values()}
+        return [x for x in self.live(session) if keyed & set(x.left.values())]
+
+    @step(
+        2,
+        when=lambda self: self.having(self.keyed_leases),
+        who=WHO,
+        which=PICK,
+        how=st.sampled_from(("dead", "ack", "nack")),
+    )
+    def settles_a_key(self, who: int, which: int, how: str) -> None:
+        session = self.pick(who, self.having(self.keyed_leases))
+        lease = self.pick(which, self.keyed_leases(session))
+        if how == "ack":
+            self.acks(session, lease, None)
+        else:
+            self.nacks(session, lease, None, {"dead": how == "dead"})
 
     def closed(self) -> list[Session]:
         return [s for s in self.sessions if s.tx is None]

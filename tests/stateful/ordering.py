@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
-from stateful.machine import Draws, Machine, Session
+from stateful.consuming import MANY, NACKS, Consuming
+from stateful.machine import PICK, WHO, Draws, Machine, Session, step
 from stateful.model import Message, Transaction
 
 
-class Ordering(Machine):
+class Ordering(Consuming):
     """What a nack takes along: Model.nack."""
 
     options: ClassVar[Draws] = {
@@ -22,6 +23,13 @@ class Ordering(Machine):
         "fair": st.booleans(),
         "max_in_flight_per_key": st.sampled_from((None, 2)),
     }
+
+    @step(2, when=lambda self: self.able(), who=WHO, n=MANY, place=PICK, how=st.sampled_from(NACKS))
+    def fails_at(self, who: int, n: int, place: int, how: dict[str, Any]) -> None:
+        """One of the messages that it takes, mostly in the middle of a key."""
+        session = self.pick(who, self.able())
+        if rows := self.dequeue(session, n):
+            self.nacks(session, self.model.leases[-1], [self.pick(place, rows)[0]], how)
 
     def of(self, key: str | None) -> list[Message]:
         return [m for m in self.model.messages.values() if m.ordering_key == key]
