@@ -17,6 +17,7 @@
 \ir functions/_internal/template_sweep.sql
 \ir functions/_internal/template_transaction.sql
 \ir functions/_internal/strike.sql
+\ir functions/_internal/limit.sql
 \ir functions/_internal/slot.sql
 \ir functions/_internal/deferral.sql
 \ir functions/_internal/receipt.sql

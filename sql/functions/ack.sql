@@ -17,6 +17,7 @@ declare
     v_key      bigint;
     v_count    int;
     v_settled  mq._taken[];
+    v_is_limited boolean;
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the oldest segment or of the open one (others may
     -- be gone) that nothing has happened to yet.
@@ -34,7 +35,7 @@ begin
         end if;
     end if;
 
-    select q.queue_id, q.home, pg_sequence_last_value(q.register) into v_id, v_home, v_register
+    select q.queue_id, q.home, pg_sequence_last_value(q.register), q.max_in_flight is not null into v_id, v_home, v_register, v_is_limited
     from mq.queue as q where q.name = ack.queue;
     if not mq._is_at_home(v_home) then
         perform mq._repair(v_id);       -- a copy: its receipts are void
@@ -50,6 +51,9 @@ begin
         if ack.result is not null then
             insert into mq.note (queue_id, msg_id, kind, value) select v_id, x.msg_id, 'result', ack.result from unnest(v_settled) as x;
         end if;
+    end if;
+    if v_is_limited and v_count > 0 then
+        perform mq._tell_of_room(v_id);
     end if;
     if strict and v_count < coalesce(cardinality(ack.msg_ids), 1) then
         if ack.msg_ids is null or v_count < (select count(distinct x) from unnest(ack.msg_ids) as x) then

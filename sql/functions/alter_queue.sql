@@ -18,15 +18,19 @@ create or replace function mq.alter_queue(
     overflow text default null,
     dedup_window interval default null,
     max_in_flight_per_key int default null,
-    fair boolean default null
+    fair boolean default null,
+    max_in_flight int default null,
+    rate_limit int default null,
+    rate_period interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '10s' as $$
 declare
     q mq.queue;
+    v_had_limit boolean;
 begin
-    -- _append_0 knows how it notifies, and which queues have a max_depth. The lock comes before all others, as in drop_queue, and stays until this commits:
+    -- _append_0 knows how it notifies, and which queues have a max_depth, _ack_0 which have no max_in_flight. The lock comes before all others, as in drop_queue, and stays until this commits:
     -- nobody makes it from what was before.
-    if num_nonnulls(alter_queue.notify, alter_queue.max_depth) > 0 then
+    if num_nonnulls(alter_queue.notify, alter_queue.max_depth, alter_queue.max_in_flight) > 0 then
         perform mq._lock_generated('alter_queue');
     end if;
     -- One after the other: each begins with what the one before has left.
@@ -50,6 +54,11 @@ begin
     q.dedup_window := coalesce(alter_queue.dedup_window, q.dedup_window);
     q.max_in_flight_per_key := nullif(coalesce(alter_queue.max_in_flight_per_key, q.max_in_flight_per_key), 0);
     q.fair := coalesce(alter_queue.fair, q.fair);
+    v_had_limit := num_nonnulls(q.max_in_flight, q.rate_limit) > 0;
+    q.max_in_flight := nullif(coalesce(alter_queue.max_in_flight, q.max_in_flight), 0);
+    q.rate_limit := nullif(coalesce(alter_queue.rate_limit, q.rate_limit), 0);
+    -- Without a rate its time is forgotten.
+    q.rate_period := coalesce(alter_queue.rate_period, case when q.rate_limit is not null then q.rate_period end);
     q.retention := coalesce(alter_queue.retention, q.retention);
     q.result_retention := coalesce(alter_queue.result_retention, q.result_retention);
     q.notify := coalesce(alter_queue.notify, q.notify);
@@ -70,6 +79,9 @@ begin
         dedup_window = q.dedup_window,
         max_in_flight_per_key = q.max_in_flight_per_key,
         fair = q.fair,
+        max_in_flight = q.max_in_flight,
+        rate_limit = q.rate_limit,
+        rate_period = q.rate_period,
         retention = q.retention,
         result_retention = q.result_retention,
         notify = q.notify,
@@ -84,13 +96,18 @@ begin
         perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -11));
         perform setval(format('mq.room_%s', q.queue_id)::regclass, 1);
     end if;
-    if num_nonnulls(alter_queue.notify, alter_queue.max_depth) > 0 then
+    perform mq._begin_limits(q) where not v_had_limit and num_nonnulls(q.max_in_flight, q.rate_limit) > 0;
+    if alter_queue.max_in_flight is not null then
+        perform mq._create_dispatchers();
+    elsif num_nonnulls(alter_queue.notify, alter_queue.max_depth) > 0 then
         perform mq._create_append();
     end if;
+    -- There may be room now for what waits.
+    perform mq._notify(q.queue_id, q.name, q.notify, q.notified) where num_nonnulls(alter_queue.max_in_flight, alter_queue.rate_limit, alter_queue.rate_period) > 0;
 end $$;
 
-comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean) is
+comment on function mq.alter_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean, int, int, interval) is
 'Changes settings of a queue; null leaves one as it is. They hold from the next call on, notify and a first max_depth from the next transaction on; leases keep their deadline, and dedup keys that are taken their time.
-queue, and the settings of create_queue, of which mode must be what it is; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room. max_in_flight_per_key: 0 for no limit any more; it and fair hold for what is admitted from then on.
-Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify or max_depth any queue; 0A000 a setting of a later version, or notify or max_depth outside READ COMMITTED.
+queue, and the settings of create_queue, of which mode must be what it is; of priority_ageing 0 is none. max_depth: 0 for no limit any more; a lower one removes nothing, but nothing new comes before there is room. max_in_flight_per_key: 0 for no limit any more; it and fair hold for what is admitted from then on. max_in_flight, rate_limit: 0 for none any more; a lower max_in_flight takes nothing back, but nothing is delivered before there is room. A rate counts what was delivered since there was one. The first limit waits up to 10 seconds for transactions that use the queue.
+Raises: MQ001 no such queue; 22023 a bad setting; 55P03 another transaction is changing or dropping it, or with notify, max_depth or max_in_flight any queue, or using it while a first limit is set; 0A000 a setting of a later version, or notify, max_depth or max_in_flight outside READ COMMITTED.
 Role: mq_admin.';

@@ -19,7 +19,10 @@ create or replace function mq.create_queue(
     overflow text default 'reject',
     dedup_window interval default '5 minutes',
     max_in_flight_per_key int default null,
-    fair boolean default false
+    fair boolean default false,
+    max_in_flight int default null,
+    rate_limit int default null,
+    rate_period interval default null
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set default_tablespace = '' set lock_timeout = '10s' as $$
 declare
@@ -48,6 +51,9 @@ begin
     q.dedup_window := create_queue.dedup_window;
     q.max_in_flight_per_key := create_queue.max_in_flight_per_key;
     q.fair := create_queue.fair;
+    q.max_in_flight := create_queue.max_in_flight;
+    q.rate_limit := create_queue.rate_limit;
+    q.rate_period := create_queue.rate_period;
     q.retention := create_queue.retention;
     q.result_retention := create_queue.result_retention;
     q.notify := create_queue.notify;
@@ -92,6 +98,7 @@ begin
         perform mq._create_strikes(q.queue_id);
         perform mq._write_register(q.queue_id, q.register, 0, 1::bigint << 31);     -- dequeue goes the way that knows of it
     end if;
+    perform mq._mind_limits(q) where num_nonnulls(q.max_in_flight, q.rate_limit) > 0;
     perform mq._create_slot(q.queue_id, 1);
     perform mq._create_slot(q.queue_id, 2);
     perform mq._create_dispatchers();
@@ -101,7 +108,7 @@ begin
     perform mq._unfence(format('deferred_%s_0', q.queue_id));
 end $$;
 
-comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean) is
+comment on function mq.create_queue(text, text, interval, int, interval, interval, interval, text, interval, bigint, boolean, text, interval[], float8, interval, interval, bigint, text, interval, int, boolean, int, int, interval) is
 'Creates a queue.
 queue: its name, 1 to 48 of A-Z a-z 0-9 _ . -, case-sensitive.
 mode: ''lease'' (default): a message is leased, and then acknowledged. ''transaction'': it is consumed when the transaction that dequeued it commits, and is there again at once when that rolls back.
@@ -117,6 +124,8 @@ overflow: what is done with a new message for which there is no room: ''reject''
 dedup_window: for how long a dedup_key is taken, from when its first message was enqueued; 0: until that message is settled; default 5 minutes.
 max_in_flight_per_key: how many messages of one ordering_key may be under lease, which is always one lease; default any number.
 fair: ordering keys have their turn one after the other, a message each as long as there are enough of them; default false: the key with the oldest message first, as many as are asked for.
+max_in_flight: how many messages may be leased at a time, and not settled, over all consumers; default any number. Such a queue delivers to one consumer after the other: commit soon after dequeue.
+rate_limit, rate_period: in no time of rate_period are more than rate_limit messages delivered, retries among them; default any number.
 retention: how long maintain() keeps what is settled, for rewind and history; default 0, not at all. Kept segments hold a slot each: segment_age is best a twentieth of it or more.
 result_retention: how long results and progress are kept, at least; default 1 hour.
 notify: auto (wake consumers that wait), always, never.

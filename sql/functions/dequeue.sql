@@ -25,6 +25,9 @@ declare
     v_register bigint;
     v_open     int;
     v_has_lanes boolean;
+    v_is_limited boolean;
+    v_acked    int := 0;
+    v_wrote    boolean;
     v_slot     int;
     v_count    int;
     v_vt       interval;
@@ -118,15 +121,27 @@ begin
     end if;
     if dequeue.ack is not null and q.mode = 'transaction' then
         perform mq._parse_receipt(dequeue.queue, q.queue_id, dequeue.ack);      -- the commit is what acknowledges
-    elsif dequeue.ack is not null and mq._ack(dequeue.queue, q.queue_id, dequeue.ack) = 0 then
-        perform mq._lease_lost(dequeue.queue);
+    elsif dequeue.ack is not null then
+        v_acked := mq._ack(dequeue.queue, q.queue_id, dequeue.ack);
+        if v_acked = 0 then
+            perform mq._lease_lost(dequeue.queue);
+        end if;
     end if;
 
     v_pause := 0.005;
     loop
         v_give_up := clock_timestamp() + interval '50 milliseconds';
-        if not q.paused then
-            v_open := v_register & 65535;
+        v_open := v_register & 65535;
+        v_is_limited := v_register & (1::bigint << 31) <> 0 and coalesce(pg_sequence_last_value(q.lanes) & 16384, 0) <> 0 and mq._is_limited(q.queue_id);
+        if v_is_limited and not q.paused then
+            v_wrote := pg_current_xact_id_if_assigned() is not null;
+            return query select * from mq._take_within_limits(q.queue_id, v_open, dequeue.n, v_vt, v_begun, v_acked, v_give_up);
+            get diagnostics v_count = row_count;
+            if v_count > 0 or not v_wrote and pg_current_xact_id_if_assigned() is not null then
+                return;
+            end if;
+            v_acked := 0;       -- it is told
+        elsif not q.paused then
             -- In transaction mode the bit is always there; with one lane, and one segment, there is nothing to choose.
             v_has_lanes := v_register & (1::bigint << 31) <> 0      -- mq._has_lanes, but every empty poll comes here
                 and (q.mode = 'lease' or (v_register >> 16) & 32767 <> v_open or pg_sequence_last_value(q.lanes) is not null);
@@ -203,7 +218,8 @@ begin
             or q.mode = 'transaction' and not v_begun and pg_current_xact_id_if_assigned() is not null
             or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned())
             or mq._ran_backwards(q.queue_id);
-        perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp())));
+        perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp()),
+                               case when v_is_limited then mq._rate_back_in(q.queue_id) end));
         v_pause := least(v_pause * 2, 0.1);
         q.paused := coalesce((select x.paused from mq.queue as x where x.queue_id = q.queue_id), true);
         v_register := pg_sequence_last_value(q.register);

@@ -30,6 +30,7 @@ begin
     delete from mq.note as x where x.queue_id = q.queue_id;
     delete from mq.survivor as x where x.queue_id = q.queue_id;
     delete from mq.kept as x where x.queue_id = q.queue_id;
+    delete from mq.meter as x where x.queue_id = q.queue_id;
     delete from mq.timetable as x where x.queue_id = q.queue_id;
     -- Cascade: whoever may use the schema may make a view of what he cannot read, and keep it from being dropped.
     for v_table in

@@ -191,6 +191,7 @@ begin
                 return next (q.name, 'scheduled', format('%s messages', v_taken))::mq.upkeep;
             end if;
             perform mq._forget_kept(q.queue_id, q.retention);
+            perform mq._forget_delivered(q);
             -- What an earlier call drained: by now nobody looks there for anything, but rewind and history, as long as it is kept.
             for s in
                 select * from mq.segment as x

@@ -9,6 +9,10 @@ declare
     v_due   timestamptz;
     v_old   timestamptz;
 begin
+    if num_nonnulls(q.max_in_flight, q.rate_limit) > 0 and mq._allowed(q, 1) = 0 then
+        -- Whatever is due: full, nobody knows for how long.
+        return coalesce(mq._rate_back_at(q), clock_timestamp() + interval '1 second');
+    end if;
     execute format('select mq._next_due_%s_%s()', q.queue_id, (v_value >> 32) & 1) into v_due;
     if (v_value >> 33) & 1 = 1 then
         execute format('select mq._next_due_%s_%s()', q.queue_id, 1 - ((v_value >> 32) & 1)) into v_old;
@@ -17,7 +21,7 @@ begin
 end $$;
 
 comment on function mq.next_due(text) is
-'When the next delayed message or retry is due, so that a waiting consumer knows when to wake up.
+'When the next delayed message or retry is due, so that a waiting consumer knows when to wake up. While the rate_limit of the queue is used up: when it lets something through again; while max_in_flight is: in a second.
 queue: its name.
 Returns: a time, in the past if something is due already; null: nothing is deferred.
 Raises: MQ001 no such queue.

@@ -8,6 +8,7 @@ begin
                    'result_retention', q.result_retention::text,
                    'retry_policy', q.retry_policy, 'retry_delays', q.retry_delays::text[], 'retry_jitter', q.retry_jitter, 'priority_ageing', q.priority_ageing::text, 'max_depth', q.max_depth, 'overflow', q.overflow,
                    'dedup_window', q.dedup_window::text, 'max_in_flight_per_key', q.max_in_flight_per_key, 'fair', q.fair,
+                   'max_in_flight', q.max_in_flight, 'rate_limit', q.rate_limit, 'rate_period', q.rate_period::text,
                    'notify', q.notify, 'segment_age', q.segment_age::text, 'segment_bytes', q.segment_bytes),
                q.created_at, q.paused
         from mq.queue as q order by q.name;

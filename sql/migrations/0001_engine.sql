@@ -17,6 +17,9 @@ create table mq.queue (
     dedup_window       interval not null default '5 minutes',
     max_in_flight_per_key int,     -- null: as many as are asked for
     fair               boolean not null default false,
+    max_in_flight      int,        -- null: no limit
+    rate_limit         int,
+    rate_period        interval,
     retention          interval not null,
     result_retention   interval not null default '1 hour',
     notify             text not null,
@@ -41,7 +44,8 @@ create table mq.queue (
     constraint queue_retry_check check (retry_policy in ('fixed', 'linear', 'exponential', 'list')
                                         and (retry_policy = 'list') = (retry_delays is not null) and retry_jitter between 0 and 1),
     constraint queue_depth_check check (overflow in ('reject', 'drop_oldest', 'dead_letter') and max_depth > 0
-                                        and (overflow = 'reject' or max_depth is not null))
+                                        and (overflow = 'reject' or max_depth is not null)),
+    constraint queue_limit_check check (max_in_flight > 0 and rate_limit > 0 and (rate_limit is null) = (rate_period is null))
 );
 comment on table mq.queue is 'One row a queue: its settings, and the registers that say where its messages are.';
 
@@ -193,6 +197,16 @@ create table mq.timetable (
 );
 create index timetable_queue on mq.timetable (queue_id);
 comment on table mq.timetable is 'One row a schedule. When it is due next says a message that waits in its queue.';
+
+-- Only appended, and deleted in bulk. See _internal/limit.sql.
+create table mq.meter (
+    queue_id int not null,
+    at       timestamptz not null,
+    total    bigint not null,       -- of all until then; the newest row has the greatest
+    n        int not null,
+    constraint meter_pkey primary key (queue_id, at, total)
+);
+comment on table mq.meter is 'What queues with a rate_limit have delivered, and when.';
 
 -- Where queues with max_depth count on from: so many rows were in a table, and so many of a log's in blocks, in a snapshot.
 create table mq.depth_mark (

@@ -3,7 +3,7 @@
 -- Messages that are born in a block are in the log as lane -1 - lane of that block, where no window reads them.
 --
 -- lanes_<q>, a register, has a bit for each lane that was ever used, but for lane 0, and bit 10 for a ttl,
--- bit 11 for what was cancelled, bit 12 for a dedup key that its message's end sets free, bit 13 for ordering keys; bit 31 of register_<q> says that there
+-- bit 11 for what was cancelled, bit 12 for a dedup key that its message's end sets free, bit 13 for ordering keys, bit 14 for limits (_internal/limit.sql); bit 31 of register_<q> says that there
 -- are any, so that nobody else pays. Both are set, without a transaction, before anything is written there, and never taken
 -- back: what had committed before a dequeue began, that dequeue looks for.
 create or replace function mq._lane_of(priority int, is_plain boolean default true) returns smallint

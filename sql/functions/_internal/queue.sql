@@ -9,6 +9,8 @@ begin
         perform mq._not_yet('max_depth in mode "transaction"') where q.max_depth is not null;
         perform mq._not_yet('dedup_window 0 in mode "transaction"') where q.dedup_window = '0';
         perform mq._not_yet('retention in mode "transaction"') where q.retention > '0';
+        perform mq._not_yet('max_in_flight in mode "transaction"') where q.max_in_flight is not null;
+        perform mq._not_yet('rate_limit in mode "transaction"') where q.rate_limit is not null;
     end if;
     if q.max_in_flight_per_key < 1 then
         perform mq._invalid('max_in_flight_per_key', format('%s is less than 1.', q.max_in_flight_per_key), 'Give a number of messages, or none for no limit.');
@@ -61,6 +63,17 @@ begin
         perform mq._invalid('overflow', format('It is "%s", and there is no max_depth.', q.overflow), 'Give max_depth, too.');
     elsif q.max_depth < 1 then
         perform mq._invalid('max_depth', format('%s is less than 1.', q.max_depth), 'Give a number of messages, or none for no limit.');
+    end if;
+    if q.max_in_flight < 1 then
+        perform mq._invalid('max_in_flight', format('%s is less than 1.', q.max_in_flight), 'Give a number of messages, or none for no limit.');
+    elsif q.rate_limit < 1 then
+        perform mq._invalid('rate_limit', format('%s is less than 1.', q.rate_limit), 'Give a number of messages, or none for no limit.');
+    elsif q.rate_limit is not null and q.rate_period is null then
+        perform mq._invalid('rate_limit', format('It is %s, and there is no rate_period.', q.rate_limit), 'Give rate_period, too.');
+    elsif q.rate_period is not null and q.rate_limit is null then
+        perform mq._invalid('rate_period', 'It is given, and there is no rate_limit.', 'Give rate_limit, too.');
+    elsif q.rate_period < '1 millisecond' or q.rate_period > '10 years' then
+        perform mq._invalid('rate_period', format('%s is not between 1 millisecond and 10 years.', q.rate_period), 'Give an interval, such as ''1 second''.');
     end if;
     -- Delays are listed where the policy is to go by them, and nowhere else.
     if q.retry_policy = 'list' and q.retry_delays is null then

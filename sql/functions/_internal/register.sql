@@ -138,7 +138,7 @@ end $$;
 
 -- The key of an advisory lock of ours, for the two-integer form whose first integer is mq._lock_class(). no >= 0 is
 -- a slice; -1 a lane, -2 promotion, -3 upkeep, -5 "somebody notifies", -6 the sweep, -7 the generated functions, -8 a
--- register that is being written, -10 "what waits is being added to" (_internal/depth.sql), -11 max_depth is being changed. Who waits has a class of its own (_internal/notify.sql).
+-- register that is being written, -9 "somebody leases" in a queue with a limit (_internal/limit.sql), -10 "what waits is being added to" (_internal/depth.sql), -11 max_depth is being changed. Who waits has a class of its own (_internal/notify.sql).
 create or replace function mq._lock_class() returns int
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin

@@ -89,6 +89,7 @@ begin
                    ' from (select l.lane, l.extra ? ''e'' as has_ttl, l.extra ? ''d'' as has_key, l.extra ? ''k'' as has_order from mq.log_%1$s_%2$s as l'
                    ' union all select d.lane, d.extra ? ''e'', d.extra ? ''d'', d.extra ? ''k'' from mq.deferred_%1$s_0 as d) as x where x.lane <> 0 group by x.lane', q.queue_id, v_new)
         using q.queue_id, q.register, q.lanes;
+    perform mq._mind_limits(q) where num_nonnulls(q.max_in_flight, q.rate_limit) > 0;
     perform mq._use(q.queue_id, q.lanes, 2048) where exists (select from mq.cancelled as c where c.queue_id = q.queue_id);
     execute format('select greatest((select max(l.msg_id) from mq.log_%1$s_%2$s as l), (select max(l.msg_id) from mq.deferred_%1$s_0 as l),'
                    ' (select max(d.msg_id) from mq.dead_letter as d where d.queue_id = %1$s),'

@@ -193,6 +193,7 @@ begin
     if v_has_keys then
         perform mq._release(_take_back.queue_id, v_again, true);
     end if;
+    perform mq._tell_of_room(_take_back.queue_id);
     -- They wait again. Nobody refuses them, but new messages have less room.
     if _take_back.max_depth is not null then
         v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time

@@ -220,7 +220,9 @@ begin
         v_takes := v_takes || mq._fill_template(mq._template_take_one(), s.queue_id, s.slot);
         v_claims := v_claims || mq._fill_template(mq._template_claim_many(), s.queue_id, s.slot);
         v_reads := v_reads || mq._fill_template(mq._template_read(), s.queue_id, s.slot);
-        v_acks := v_acks || mq._fill_template(mq._template_ack(), s.queue_id, s.slot);
+        -- Of a queue with max_in_flight an ack has more to do: the long way.
+        v_acks := v_acks || case when exists (select from mq.queue as q where q.queue_id = s.queue_id and q.max_in_flight is not null) then ''
+                                 else mq._fill_template(mq._template_ack(), s.queue_id, s.slot) end;
     end loop;
     execute replace($x$
         create or replace function mq._take_one_0(p_key bigint, p_vt interval) returns mq.delivery
@@ -306,7 +308,7 @@ declare
 begin
     foreach v_template in array case when mq._is_transactional(_create_slot_functions.queue_id)
         then array[mq._template_append_batch(), mq._template_transaction()]
-        else array[mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_expire(), mq._template_settle(), mq._template_sweep()] end
+        else array[mq._template_append_batch(), mq._template_take(), mq._template_gather(), mq._template_open(), mq._template_expire(), mq._template_settle(), mq._template_sweep(), mq._template_limit()] end
     loop
         execute mq._fill_template(v_template, _create_slot_functions.queue_id, _create_slot_functions.slot);
     end loop;
