@@ -74,6 +74,9 @@ class AsyncClient:
         dedup_window: timedelta | None = None,
         max_in_flight_per_key: int | None = None,
         fair: bool | None = None,
+        max_in_flight: int | None = None,
+        rate_limit: int | None = None,
+        rate_period: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`."""
@@ -99,6 +102,9 @@ class AsyncClient:
                 dedup_window=dedup_window,
                 max_in_flight_per_key=max_in_flight_per_key,
                 fair=fair,
+                max_in_flight=max_in_flight,
+                rate_limit=rate_limit,
+                rate_period=rate_period,
                 if_not_exists=if_not_exists,
             )
         )
@@ -126,6 +132,9 @@ class AsyncClient:
         dedup_window: timedelta | None = None,
         max_in_flight_per_key: int | None = None,
         fair: bool | None = None,
+        max_in_flight: int | None = None,
+        rate_limit: int | None = None,
+        rate_period: timedelta | None = None,
     ) -> None:
         """Change settings of a queue (see `create_queue`); None leaves one as it is."""
         await self.call(
@@ -150,6 +159,9 @@ class AsyncClient:
                 dedup_window=dedup_window,
                 max_in_flight_per_key=max_in_flight_per_key,
                 fair=fair,
+                max_in_flight=max_in_flight,
+                rate_limit=rate_limit,
+                rate_period=rate_period,
             )
         )
 

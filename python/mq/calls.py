@@ -54,6 +54,7 @@ _AGEING = {"priority_ageing": "interval"}
 _DEDUP = {"dedup_window": "interval"}
 _KEYS = {"max_in_flight_per_key": "int", "fair": "boolean"}
 _RESULTS = {"result_retention": "interval"}
+_LIMITS = {"max_in_flight": "int", "rate_limit": "int", "rate_period": "interval"}
 _DEPTH = {"max_depth": "bigint", "overflow": "text"}
 _OPTIONS = {
     "delay": "interval",
@@ -79,6 +80,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_DEPTH,
         **_DEDUP,
         **_KEYS,
+        **_LIMITS,
     },
     "alter_queue": {
         **_QUEUE,
@@ -89,6 +91,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         **_DEPTH,
         **_DEDUP,
         **_KEYS,
+        **_LIMITS,
     },
     "drop_queue": _QUEUE,
     "purge_queue": _QUEUE,

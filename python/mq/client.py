@@ -77,6 +77,9 @@ class Client:
         dedup_window: timedelta | None = None,
         max_in_flight_per_key: int | None = None,
         fair: bool | None = None,
+        max_in_flight: int | None = None,
+        rate_limit: int | None = None,
+        rate_period: timedelta | None = None,
         if_not_exists: bool | None = None,
     ) -> None:
         """Make a queue: `mq.create_queue`.
@@ -103,6 +106,11 @@ class Client:
                 any number; in `alter_queue` 0 means that).
             fair: True: ordering keys have their turn one after the other (default False: the key
                 with the oldest message first).
+            max_in_flight: how many messages may be leased at a time, over all consumers (default:
+                any number; in `alter_queue` 0 means that).
+            rate_limit: how many messages are delivered in any time of rate_period, at most (default:
+                any number; in `alter_queue` 0 means that).
+            rate_period: that time.
             retention: how long settled messages are kept (default: not at all).
             notify: 'auto' (default), 'always' or 'never'.
             segment_age: how old a segment gets before the next one.
@@ -135,6 +143,9 @@ class Client:
                 dedup_window=dedup_window,
                 max_in_flight_per_key=max_in_flight_per_key,
                 fair=fair,
+                max_in_flight=max_in_flight,
+                rate_limit=rate_limit,
+                rate_period=rate_period,
                 if_not_exists=if_not_exists,
             )
         )
@@ -162,6 +173,9 @@ class Client:
         dedup_window: timedelta | None = None,
         max_in_flight_per_key: int | None = None,
         fair: bool | None = None,
+        max_in_flight: int | None = None,
+        rate_limit: int | None = None,
+        rate_period: timedelta | None = None,
     ) -> None:
         """Change settings (see `create_queue`); None leaves one as it is: `mq.alter_queue`.
 
@@ -190,6 +204,9 @@ class Client:
                 dedup_window=dedup_window,
                 max_in_flight_per_key=max_in_flight_per_key,
                 fair=fair,
+                max_in_flight=max_in_flight,
+                rate_limit=rate_limit,
+                rate_period=rate_period,
             )
         )
 

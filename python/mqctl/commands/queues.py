@@ -100,6 +100,16 @@ def _settings(function: F) -> F:
             default=None,
             help="Which ordering key is served next.",
         ),
+            "--max-in-flight",
+            type=click.IntRange(0),
+            help="How many messages may be leased at a time; 0 for any number.",
+        ),
+        click.option(
+            "--rate-limit",
+            type=click.IntRange(0),
+            help="How many are delivered in a time of --rate-period, at most; 0 for any number.",
+        ),
+        click.option("--rate-period", type=DURATION, help="What --rate-limit is for."),
         click.option("--retention", type=DURATION, help="How long settled messages are kept."),
         click.option("--result-retention", type=DURATION, help="How long results are kept."),
         click.option(

@@ -6,8 +6,8 @@
 -- changes with each message is stored for max_in_flight, so nothing leaks when a consumer dies, and a limit may be set
 -- while messages are out. For the rate there is mq.meter, of which nothing is ever updated.
 --
--- Order of locks: the queue's row (alter_queue); -9; then lanes and their gates, slices, promotion (-2), the sweep (-6). -9 is
--- waited for 250 ms at most, in turn. Where nothing is delivered it is given back, with all that was done.
+-- Order of locks: the queue's row (alter_queue); -9; then lanes and their gates, slices, promotion (-2), the sweep (-6). dequeue only
+-- tries -9, for 250 ms at most, so it is part of no deadlock. Where nothing is delivered it is given back, with all that was done.
 --
 -- That there are limits say the row and bit 14 of lanes_<q>, and bit 31 of register_<q>, which sends dequeue this way. They are
 -- never taken back, so where a limit was removed -9 is taken shared: who sets the next one has it alone.
@@ -167,23 +167,17 @@ declare
     v_again mq._taken[];
     v_taken int;
 begin
-    -- Look before locking: nobody waits for a queue that is full, nor do those who come to it keep others from theirs.
-    select * into q from mq.queue as x where x.queue_id = _take_within_limits.queue_id;
-    if mq._allowed(q, n) = 0 and (begun or mq._rate_back_at(q) is not null or not mq._is_stale(q.queue_id, open_slot)) then
-        perform mq._tell_of_room(q.queue_id) where acked > 0;
-        return;
-    end if;
     begin
-        if mq._enter_limit(q.queue_id) then
+        if mq._enter_limit(_take_within_limits.queue_id, n, begun) then
             -- Each statement from here on is newer than the lock.
             select * into q from mq.queue as x where x.queue_id = _take_within_limits.queue_id;
             perform mq._mend_meter(q) where q.rate_limit is not null;
             v_most := mq._allowed(q, n);
             if v_most > 0 then
-                return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, open_slot, v_most, vt, begun, give_up);
+                return query select * from mq._take_allowed(q, open_slot, v_most, vt, begun, give_up);
                 get diagnostics v_count = row_count;
             end if;
-            if v_count = 0 and not begun and mq._rate_back_at(q) is null and mq._is_stale(q.queue_id, open_slot) then
+            if v_count = 0 and mq._may_sweep(q, open_slot, begun) then
                 select x.again, x.taken into v_again, v_taken from mq._sweep(q.queue_id, q.max_attempts, 100) as x;
                 v_most := mq._allowed(q, n);
                 if v_most = 0 then
@@ -196,7 +190,7 @@ begin
                         raise exception using errcode = 'MQ0ZZ';
                     end if;
                 elsif v_taken > 0 then
-                    return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, open_slot, v_most, vt, begun, give_up);
+                    return query select * from mq._take_allowed(q, open_slot, v_most, vt, begun, give_up);
                     get diagnostics v_count = row_count;
                 end if;
             end if;
@@ -212,18 +206,68 @@ begin
         when sqlstate 'MQ0ZZ' then
             null;       -- gives the locks back
     end;
-    perform mq._tell_of_room(q.queue_id) where acked > v_count;
+    perform mq._tell_of_room(_take_within_limits.queue_id) where acked > v_count;
 end $$;
 
--- Waited for in turn. Long enough for some dozens of consumers, and not long enough for a deadlock.
-create or replace function mq._enter_limit(queue_id int) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '250ms' as $$
+-- Takes the lock -9. Where somebody has it, look before waiting: for a queue that is full nobody waits. It is only tried, now and
+-- then, by whoever happens to run: were it handed on in turn, each would have to be woken first, and on a busy machine that takes
+-- several times as long as what is done with the lock in hand.
+create or replace function mq._enter_limit(queue_id int, n int, begun boolean) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c_key     constant int := mq._lock_key(_enter_limit.queue_id, -9);
+    c_give_up constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+    v_pause   float8 := 0.001;
+    q         mq.queue;
 begin
-    perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_enter_limit.queue_id, -9));
-    return true;
-exception
-    when lock_not_available then
+    if pg_try_advisory_xact_lock(mq._lock_class(), c_key) then
+        return true;
+    end if;
+    select * into q from mq.queue as x where x.queue_id = _enter_limit.queue_id;
+    if mq._allowed(q, n) = 0 and not mq._may_sweep(q, (pg_sequence_last_value(q.register) & 65535)::int, begun) then
         return false;
+    end if;
+    while clock_timestamp() < c_give_up loop
+        if pg_try_advisory_xact_lock(mq._lock_class(), c_key) then
+            return true;
+        end if;
+        perform pg_sleep(v_pause * (0.5 + random()));
+        v_pause := least(v_pause * 2, 0.016);
+    end loop;
+    return false;
+end $$;
+
+-- Whether there is something to take back, and its taker could deliver it. (dequeue sweeps in no transaction that wrote before.)
+create or replace function mq._may_sweep(q mq.queue, open_slot int, begun boolean) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return not begun and mq._rate_back_at(q) is null and mq._is_stale(q.queue_id, open_slot);
+end $$;
+
+-- Leases n messages: the short way of dequeue where there are neither priorities nor several segments, else the general one.
+create or replace function mq._take_allowed(q mq.queue, open_slot int, n int, vt interval, begun boolean, give_up timestamptz)
+returns setof mq.delivery language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c_key   constant bigint := q.queue_id::bigint * 65536 + open_slot;
+    v_one   mq.delivery;
+    v_claim mq._claim;
+begin
+    if not begun and pg_sequence_last_value(q.lanes) & 1023 = 0 and (pg_sequence_last_value(q.register) >> 16) & 32767 = open_slot then
+        if n = 1 then
+            v_one := mq._take_one_0(c_key, vt);
+            if v_one.msg_id is not null then
+                return next v_one;
+                return;
+            end if;
+        else
+            v_claim := mq._claim_0(c_key, n, vt);
+            if v_claim.n > 0 then
+                return query select * from mq._read_0(c_key, v_claim);
+                return;
+            end if;
+        end if;
+    end if;
+    return query select * from mq._take_by_priority(q.queue_id, q.priority_ageing, open_slot, n, vt, begun, give_up);
 end $$;
 
 -- Messages of a queue with max_in_flight were settled: consumers that found it full may come.
