@@ -734,6 +734,25 @@ def test_wait_prints_a_result(ok: Cli, cli: Cli) -> None:
     assert cli("wait", "q", "3").code == 1
 
 
+def test_limits(ok: Cli, cli: Cli) -> None:
+    ok("queue", "create", "few", "--max-in-flight", "2", "--rate-limit", "5", "--rate-period", "1m")
+    ok("queue", "alter", "few", "--max-in-flight", "1")
+    (shown,) = [one for one in ok("queue", "list", "--json").json if one["name"] == "few"]
+    limits = ("max_in_flight", "rate_limit", "rate_period")
+    assert [shown["settings"][one] for one in limits] == [1, 5, "00:01:00"]
+    for _ in range(2):
+        ok("enqueue", "few", "1")
+    assert len(ok("dequeue", "few", "-n", "2", "--json").json) == 1
+    ok("queue", "alter", "few", "--max-in-flight", "0", "--rate-limit", "0")
+    (shown,) = [one for one in ok("queue", "list", "--json").json if one["name"] == "few"]
+    assert [shown["settings"][one] for one in limits] == [None, None, None]
+    assert len(ok("dequeue", "few", "-n", "2", "--json").json) == 1
+    assert cli("queue", "alter", "few", "--max-in-flight", "-1").code == 2
+    said = cli("queue", "alter", "few", "--rate-limit", "5")
+    assert said.code == 1
+    assert "Give rate_period, too." in said.err
+
+
 def test_max_depth(ok: Cli, cli: Cli) -> None:
     ok("queue", "create", "short", "--max-depth", "1", "--overflow", "drop_oldest")
     ok("queue", "alter", "short", "--overflow", "reject")

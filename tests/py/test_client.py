@@ -262,6 +262,24 @@ def test_a_full_queue(client: mq.Client) -> None:
         client.alter_queue("short", overflow="drop_oldest")
 
 
+def test_limits(client: mq.Client) -> None:
+    client.create_queue("few", max_in_flight=2, rate_limit=3, rate_period=MINUTE)
+    client.enqueue_batch("few", [1, 2, 3, 4])
+    first = client.dequeue("few", 4)
+    assert [one.payload for one in first] == [1, 2]
+    assert client.dequeue("few", 4) == []
+    client.ack("few", first[0].receipt)
+    assert [one.payload for one in client.dequeue("few", 4)] == [3]
+    due = client.next_due("few")
+    assert due is not None
+    client.alter_queue("few", max_in_flight=0, rate_limit=0)
+    (queue,) = [one for one in client.queues() if one.name == "few"]
+    assert (queue.settings["max_in_flight"], queue.settings["rate_period"]) == (None, None)
+    assert [one.payload for one in client.dequeue("few", 4)] == [4]
+    with pytest.raises(mq.InvalidArgument, match="rate_period"):
+        client.alter_queue("few", rate_period=MINUTE)
+
+
 def test_a_message_may_be_put_off(client: mq.Client, queue: str) -> None:
     client.enqueue(queue, 1)
     for _ in range(20):

@@ -49,6 +49,19 @@ def test_a_full_queue(database: str) -> None:
     run(database, test)
 
 
+def test_limits(database: str) -> None:
+    async def test(client: mq.AsyncClient) -> None:
+        minute = timedelta(minutes=1)
+        await client.create_queue("few", max_in_flight=1)
+        await client.enqueue_batch("few", [1, 2, 3])
+        assert [one.payload for one in await client.dequeue("few", 9)] == [1]
+        await client.alter_queue("few", max_in_flight=0, rate_limit=1, rate_period=minute)
+        assert [one.payload for one in await client.dequeue("few", 9)] == [2]
+        assert await client.dequeue("few", 9) == []
+
+    run(database, test)
+
+
 def test_a_round_through_all_methods(database: str) -> None:
     async def test(client: mq.AsyncClient) -> None:
         hour = timedelta(hours=1)

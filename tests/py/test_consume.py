@@ -630,6 +630,26 @@ def test_wakes_for_what_is_due(
     until_seen(worker, [1, 2])
 
 
+def test_wakes_when_there_is_room(
+    start: Start, conn: psycopg.Connection[Any], client: mq.Client, queue: str
+) -> None:
+    client.alter_queue(queue, max_in_flight=1)
+    client.enqueue_batch(queue, [1, 2])
+    (first,) = client.dequeue(queue)
+    worker = start(poll_min=NEVER)
+    until_fast_asleep(conn)
+    assert worker.seen == []
+    client.ack(queue, first.receipt)
+    until_seen(worker, [2])
+
+
+def test_wakes_when_the_rate_lets_it_through(start: Start, client: mq.Client, queue: str) -> None:
+    client.alter_queue(queue, rate_limit=1, rate_period=SHORT)
+    client.enqueue_batch(queue, [1, 2, 3])
+    worker = start(poll_min=NEVER)
+    until_seen(worker, [1, 2, 3])
+
+
 def test_polls_where_nothing_notifies(start: Start, client: mq.Client, queue: str) -> None:
     client.alter_queue(queue, notify="never")
     worker = start(poll_min=SOON, poll_max=SOON)

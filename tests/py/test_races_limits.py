@@ -121,6 +121,21 @@ def test_what_is_out_is_counted_exactly_after_whatever_happened(
     assert in_flight(conn) == 0
 
 
+def test_what_is_out_for_long_is_counted(conn: Connection) -> None:
+    """Though blocks from far behind it are all that is looked at."""
+    limit(conn, 2)
+    fill(conn, 1)
+    lease(conn)
+    for _ in range(8):
+        fill(conn, 1)
+        assert ack(conn, lease(conn)) == 1
+    laggards = f"select max(cardinality(laggards)) from mq.block_{number(conn)}_1"
+    assert value(conn, laggards) == 1
+    assert in_flight(conn) == 1
+    fill(conn, 5)
+    assert len(take(conn, 5)) == 1
+
+
 def test_what_outlived_its_segment_is_counted(conn: Connection) -> None:
     limit(conn, 3)
     fill(conn, 2)
