@@ -159,7 +159,7 @@ def test_what_moves_out_of_its_segment_is_counted_once(
     place = f"{number(conn)}_{race.slot(conn, 'open')}"
     queue_id = number(counter)
     counter.rollback()
-    mover.execute(f"lock table mq.block_{place} in access exclusive mode")
+    mover.execute("lock table mq.segment in access exclusive mode")
     counting = background(lambda: value(counter, "select mq._in_flight(%s)", queue_id))
     wait.until_blocked(conn, wait.backend_pid(counter))
     assert value(mover, "select mq._move_survivors(%s, %s)", *map(int, place.split("_"))) == 1
