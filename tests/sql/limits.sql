@@ -142,7 +142,7 @@ select is((select settings - array(select jsonb_object_keys(settings - '{max_in_
     '{"max_in_flight": null, "rate_limit": 14, "rate_period": "01:00:00"}'::jsonb, 'queues tells it');
 select lives_ok($$ select mq.alter_queue('limits.rate', rate_limit => 0) $$, '0 removes it');
 select is((select settings -> 'rate_period' from mq.queues() where name = 'limits.rate'), 'null', 'with its period');
-select is(pg_temp.took('limits.rate', 20), 20::bigint, 'and all is delivered');
+select ok(pg_temp.took_all('limits.rate') > 14, 'and more is delivered at once');
 
 -- Both, and a rollback
 select mq.create_queue('limits.both', max_in_flight => 4, rate_limit => 5, rate_period => '1 hour');
