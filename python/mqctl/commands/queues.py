@@ -100,6 +100,7 @@ def _settings(function: F) -> F:
             default=None,
             help="Which ordering key is served next.",
         ),
+        click.option(
             "--max-in-flight",
             type=click.IntRange(0),
             help="How many messages may be leased at a time; 0 for any number.",
