@@ -328,9 +328,7 @@ schedules = _messages("schedules", Schedule)
 run_schedule: Function[int] = Function("run_schedule", _value)
 
 #: Bulk ingestion; the columns of `copy_row`.
-COPY_IN = (
-    "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key, ordering_key) from stdin"
-)
+COPY_IN = "copy mq.inbox (queue, payload, headers, deliver_at, priority, dedup_key, ordering_key) from stdin"
 COPY_TYPES = ("text", "jsonb", "jsonb", "timestamptz", "int4", "text", "text")
 
 

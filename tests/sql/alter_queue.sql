@@ -10,11 +10,11 @@ select is(pg_temp.settings(), (select settings from before), 'then nothing is');
 select lives_ok($$ select mq.alter_queue('alter_queue', max_attempts => 7) $$, 'one setting can be changed');
 select is(pg_temp.settings(), (select settings || '{"max_attempts": 7}' from before), 'and no other changes');
 select lives_ok(
-    $$ select mq.alter_queue('alter_queue', 'lease', '1 minute', 2, '3 seconds', '4 minutes', '0', 'always', '5 hours', 1000000, 'list', '{1 second}', 0.25, null, '2 hours', 100, 'drop_oldest', '0', 10, 100, '2 seconds') $$,
+    $$ select mq.alter_queue('alter_queue', 'lease', '1 minute', 2, '3 seconds', '4 minutes', '0', 'always', '5 hours', 1000000, 'list', '{1 second}', 0.25, null, '2 hours', 100, 'drop_oldest', '0', 3, true, 10, 100, '2 seconds') $$,
     'all can be changed');
 select is(pg_temp.settings(), '{"mode": "lease", "visibility_timeout": "00:01:00", "max_attempts": 2, "retry_backoff": "00:00:03",
     "retry_backoff_max": "00:04:00", "retention": "00:00:00", "notify": "always", "segment_age": "05:00:00", "segment_bytes": 1000000,
-    "retry_policy": "list", "retry_delays": ["00:00:01"], "retry_jitter": 0.25, "priority_ageing": null, "result_retention": "02:00:00", "max_depth": 100, "overflow": "drop_oldest", "dedup_window": "00:00:00", "max_in_flight": 10, "rate_limit": 100, "rate_period": "00:00:02"}'::jsonb,
+    "retry_policy": "list", "retry_delays": ["00:00:01"], "retry_jitter": 0.25, "priority_ageing": null, "result_retention": "02:00:00", "max_depth": 100, "overflow": "drop_oldest", "dedup_window": "00:00:00", "max_in_flight_per_key": 3, "fair": true, "max_in_flight": 10, "rate_limit": 100, "rate_period": "00:00:02"}'::jsonb,
     'and they are');
 
 select throws_ok($$ select mq.alter_queue('alter_queue.none') $$, 'MQ001', null, 'an unknown queue is an error');

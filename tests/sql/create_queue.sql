@@ -6,7 +6,7 @@ select results_eq(
     $$ select settings, paused from mq.queues() where name = 'create_queue' $$,
     $$ values ('{"mode": "lease", "visibility_timeout": "00:00:30", "max_attempts": 5, "retry_backoff": "00:00:01",
                  "retry_backoff_max": "01:00:00", "retention": "00:00:00", "result_retention": "01:00:00", "notify": "auto", "segment_age": "01:00:00",
-                 "segment_bytes": 268435456, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null, "max_depth": null, "overflow": "reject", "dedup_window": "00:05:00", "max_in_flight": null, "rate_limit": null, "rate_period": null}'::jsonb, false) $$,
+                 "segment_bytes": 268435456, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null, "max_depth": null, "overflow": "reject", "dedup_window": "00:05:00", "max_in_flight_per_key": null, "fair": false, "max_in_flight": null, "rate_limit": null, "rate_period": null}'::jsonb, false) $$,
     'the defaults are those of the contract');
 select is(mq.enqueue('create_queue', '1'), 1::bigint, 'the first message has number 1');
 select results_eq(
@@ -31,7 +31,7 @@ select results_eq(
     $$ select settings from mq.queues() where name = 'create_queue.all' $$,
     $$ values ('{"mode": "lease", "visibility_timeout": "00:05:00", "max_attempts": 3, "retry_backoff": "00:00:02",
                  "retry_backoff_max": "00:00:10", "retention": "00:00:00", "result_retention": "01:00:00", "notify": "never", "segment_age": "1 day",
-                 "segment_bytes": 65536, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null, "max_depth": null, "overflow": "reject", "dedup_window": "00:05:00", "max_in_flight": null, "rate_limit": null, "rate_period": null}'::jsonb) $$,
+                 "segment_bytes": 65536, "retry_policy": "exponential", "retry_delays": null, "retry_jitter": 0.5, "priority_ageing": null, "max_depth": null, "overflow": "reject", "dedup_window": "00:05:00", "max_in_flight_per_key": null, "fair": false, "max_in_flight": null, "rate_limit": null, "rate_period": null}'::jsonb) $$,
     'and are kept');
 
 select lives_ok(format('select mq.create_queue(%L)', repeat('x', 48)), 'a name may have 48 characters');
