@@ -21,13 +21,13 @@ declare
 begin
     -- The common case, in few expressions, as in dequeue: all of a lease of the oldest segment or of the open one (others may
     -- be gone) that nothing has happened to yet.
-    select case when x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and ack.msg_ids is null and ack.result is null
+    select case when x.max_in_flight is null and x.home = 'mq.queue'::regclass::oid::text || '.' || current_setting('mq.system', true) and ack.msg_ids is null and ack.result is null
                      and ack.receipt ~ '^[0-9]+[.][0-9]+[.]1[.]0[.][0-9]+[.][0-9]+[.][0-9]+[.][1-9][0-9]*[.][0-9]+$'
                 then x.queue_id::bigint * 65536
                      + case when starts_with(ack.receipt, concat(x.queue_id, '.', (x.content >> 16) & 32767, '.')) then (x.content >> 16) & 32767
                             when starts_with(ack.receipt, concat(x.queue_id, '.', x.content & 65535, '.')) then x.content & 65535 end end
       into v_key
-    from (select q.queue_id, q.home, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;
+    from (select q.queue_id, q.home, q.max_in_flight, pg_sequence_last_value(q.register) as content from mq.queue as q where q.name = ack.queue offset 0) as x;
     if v_key is not null then
         v_count := mq._ack_0(v_key, ack.receipt);
         if v_count is not null then

@@ -241,7 +241,7 @@ end $$;
 create or replace function mq._may_sweep(q mq.queue, open_slot int, begun boolean) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    return not begun and mq._rate_back_at(q) is null and mq._is_stale(q.queue_id, open_slot);
+    return not begun and mq._rate_back_at(q) is null and mq._is_stale(q.queue_id, open_slot, mq._lanes(q.queue_id));
 end $$;
 
 -- Leases n messages: the short way of dequeue where there are neither priorities nor several segments, else the general one.

@@ -193,7 +193,9 @@ begin
     if v_has_keys then
         perform mq._release(_take_back.queue_id, v_again, true);
     end if;
-    perform mq._tell_of_room(_take_back.queue_id);
+    if pg_sequence_last_value(to_regclass('mq.lanes_' || _take_back.queue_id)) & 16384 <> 0 then
+        perform mq._tell_of_room(_take_back.queue_id);
+    end if;
     -- They wait again. Nobody refuses them, but new messages have less room.
     if _take_back.max_depth is not null then
         v_count := coalesce(cardinality(v_again), 0) - (select count(*) from unnest(_take_back.taken) as t where t.outcome = 'hole');     -- which waited all the time
