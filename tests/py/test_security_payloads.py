@@ -33,7 +33,7 @@ REFUSED = (
     "mq.enqueue('q', %(p)s, %(h)s, delay => '1 second', deliver_at => '2030-01-01')",
     "mq.enqueue('q', %(p)s, %(h)s, deliver_at => 'infinity')",
     "mq.enqueue('q', %(p)s, %(h)s, priority => 10)",
-    "mq.enqueue('q', %(p)s, %(h)s, ordering_key => 'x')",
+    "mq.enqueue('q', %(p)s, %(h)s, ordering_key => '')",
     "mq.enqueue('q', %(p)s, %(h)s, dedup_key => '')",
     "mq.enqueue('q', %(p)s, dedup_key => 'k') as a, mq.enqueue('q', %(p)s, dedup_key => 'k', on_duplicate => 'reject')",
     "mq.enqueue('q', %(p)s, %(h)s, ttl => '0')",

@@ -1,5 +1,5 @@
 begin;
-select plan(23);
+select plan(26);
 
 select mq.create_queue('alter_queue');
 create function pg_temp.settings() returns jsonb language sql as $$ select settings from mq.queues() where name = 'alter_queue' $$;
@@ -23,11 +23,13 @@ select throws_ok(format('select mq.alter_queue(%L, %s)', 'alter_queue', bad), '2
 from unnest(array[
     'mode => ''topic''', 'visibility_timeout => ''-1 second''', 'max_attempts => 0', 'retry_backoff => ''-1 second''',
     'retry_backoff_max => ''-1 second''', 'retention => ''-1 day''', 'result_retention => ''11 years''', 'notify => ''''', 'segment_age => ''0''',
-    'segment_bytes => 1']) with ordinality as u (bad, no) order by no;
+    'segment_bytes => 1', 'max_in_flight_per_key => -1']) with ordinality as u (bad, no) order by no;
 select throws_ok($$ select mq.alter_queue('alter_queue', mode => 'transaction') $$, '22023', null, 'the mode stays what it is');
 select throws_ok($$ select mq.alter_queue('alter_queue', retention => '11 years') $$, '22023', null, 'nothing is kept for eleven years');
 select throws_ok($$ select mq.alter_queue('alter_queue', max_attempts => 3, segment_bytes => 1) $$, '22023', null, 'one bad setting among good ones');
 select is((pg_temp.settings() ->> 'max_attempts')::int, 2, 'refuses them all');
+select lives_ok($$ select mq.alter_queue('alter_queue', max_in_flight_per_key => 0, fair => false) $$, 'the limit of a key can be taken away');
+select is(pg_temp.settings() ->> 'max_in_flight_per_key', null, 'then there is none');
 select throws_ok($$ select test.run_as('mq_consumer', 'select mq.alter_queue(''alter_queue'')') $$, '42501', null, 'a consumer may not');
 
 select * from finish();

@@ -1,5 +1,5 @@
 begin;
-select plan(38);
+select plan(40);
 
 select lives_ok($$ select mq.create_queue('create_queue') $$, 'a queue is made with nothing but a name');
 select results_eq(
@@ -43,7 +43,8 @@ select throws_ok(format('select mq.create_queue(%L, %s)', 'create_queue.bad', ba
 from unnest(array[
     'mode => ''topic''', 'visibility_timeout => ''0''', 'visibility_timeout => ''11 years''', 'max_attempts => 0', 'max_attempts => 32001',
     'retry_backoff => ''-1 second''', 'retry_backoff_max => ''-1 second''', 'retention => ''-1 day''', 'result_retention => ''-1 day''', 'notify => ''sometimes''',
-    'segment_age => ''0''', 'segment_bytes => 65535']) with ordinality as u (bad, no) order by no;
+    'segment_age => ''0''', 'segment_bytes => 65535', 'max_in_flight_per_key => 0']) with ordinality as u (bad, no) order by no;
+select throws_ok($$ select mq.create_queue('create_queue.bad', fair => null) $$, '22004', null, 'fair is so or not');
 select throws_ok($$ select mq.create_queue('create_queue.bad', max_attempts => null) $$, '22004', null, 'a setting is not null');
 select lives_ok($$ select mq.create_queue('create_queue.tx', mode => 'transaction') $$, 'a queue may be of mode transaction');
 select throws_ok($$ select mq.create_queue('create_queue.bad', retention => '11 years') $$, '22023', null, 'nothing is kept for eleven years');

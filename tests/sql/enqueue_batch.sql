@@ -41,8 +41,7 @@ select throws_ok($$ select mq.enqueue_batch('enqueue_batch', array['1', null, '3
 select throws_ok($$ select mq.enqueue_batch('enqueue_batch', array['1', '2']::jsonb[], array['{}']::jsonb[]) $$, '22023', null, 'headers are as many as payloads');
 select throws_ok($$ select mq.enqueue_batch('enqueue_batch', array['1']::jsonb[], array['{}', '{}']::jsonb[]) $$, '22023', null, 'not more');
 select throws_ok($$ select mq.enqueue_batch('enqueue_batch', array['1']::jsonb[], delay => '-1 s') $$, '22023', null, 'a delay is not negative');
-select throws_ok(format('select mq.enqueue_batch(%L, array[%L]::jsonb[], %s)', 'enqueue_batch', '1', later), '0A000', null, later || ' is of a later version')
-from unnest(array['ordering_key => ''k''']) as u (later);
+select throws_ok($$ select mq.enqueue_batch('enqueue_batch', array['1']::jsonb[], ordering_keys => '{a,b}') $$, '22023', null, 'ordering keys are as many as payloads');
 select is((select count(*) from mq.peek('enqueue_batch', 10) where state = 'ready'), 0::bigint, 'nothing of what is refused is there');
 
 select is(test.value_as('mq_producer', '(select count(*) from mq.enqueue_batch(''enqueue_batch'', array[''1'']::jsonb[]))'), '1', 'a producer may');

@@ -3,7 +3,7 @@ select plan(20);
 
 -- Every kind of error says what to do about it.
 select mq.create_queue('errors');
-select mq.create_queue('errors.full', max_depth => 1);
+select mq.create_queue('errors.full', max_depth => 1), mq.create_queue('errors.transaction', mode => 'transaction');
 create function pg_temp.error(statement text, out state text, out message text, out hint text) language plpgsql as $$
 begin
     execute statement;
@@ -19,7 +19,7 @@ create temp table errors as
                             test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
-        (6, '0A000', $$ select mq.enqueue('errors', '1', ordering_key => 'k') $$),
+        (6, '0A000', $$ select mq.enqueue('errors.transaction', '1', ordering_key => 'k') $$),
         (13, 'MQ008', $$ select mq.enqueue_batch('errors.full', '{1,2}') $$),
         (7, '22004', $$ select mq.enqueue('errors', null) $$),
         (8, '22023', $$ select * from mq.dequeue('errors', 0) $$),

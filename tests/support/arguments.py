@@ -149,9 +149,6 @@ BY_NAME: dict[str, Text] = {
     "catch_up": st.sampled_from(["one", "all", "none", "ONE", ""]),
 }
 
-TO_COME = {"ordering_key"}
-"""Arguments that every call refuses, in this version."""
-
 ALWAYS = {"timeout"}
 """Given in every call: the default takes too long."""
 
@@ -179,8 +176,7 @@ def given(
     """Arguments of one call: what is required, and up to two others."""
     by_name = {a.name: or_null(values(a, types, names)) for a in arguments}
     required = {a.name: by_name[a.name] for a in arguments if not a.optional or a.name in ALWAYS}
-    optional = [a.name for a in arguments if a.optional and a.name not in TO_COME | ALWAYS] * 3
-    optional += [a.name for a in arguments if a.optional and a.name in TO_COME]
+    optional = [a.name for a in arguments if a.optional and a.name not in ALWAYS]
     if not optional:
         return st.fixed_dictionaries(required)
     chosen = st.lists(st.sampled_from(optional), max_size=2, unique=True)
