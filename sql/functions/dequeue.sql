@@ -214,8 +214,9 @@ begin
         -- What this transaction repaired, or made a slot for, is for others once it commits; and who repairs it needs the
         -- tables that this call has used.
         exit when v_until is null or clock_timestamp() >= v_until
-            -- Nor is what it buried in transaction mode gone before that.
-            or q.mode = 'transaction' and not v_begun and pg_current_xact_id_if_assigned() is not null
+            -- Nor is what it buried in transaction mode gone before that, or what it brought back to an ordering key there; and
+            -- it has locks that keep others from it.
+            or not v_begun and pg_current_xact_id_if_assigned() is not null
             or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned())
             or mq._ran_backwards(q.queue_id);
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp()),
@@ -232,7 +233,7 @@ queue: its name.
 n: at most so many, 1 to 10000; default 1.
 visibility_timeout: how long the lease lasts; default the queue''s. In a queue of mode transaction it does not matter: the messages are consumed when this transaction commits, and are there again, with the attempt counted, when it rolls back.
 ack: a receipt of an earlier dequeue to acknowledge in the same call; if that lease was lost, nothing is leased.
-wait: poll inside the server for up to so long, at most 20 seconds; default not at all. It holds a snapshot meanwhile: prefer listen.
+wait: poll inside the server for up to so long, at most 20 seconds, or until the next call has something; default not at all. It holds a snapshot meanwhile: prefer listen.
 subscription: null or ''default''.
 Returns: msg_id, receipt, attempt (from 1), enqueued_at, leased_until, payload, headers.
 Raises: MQ001 no such queue; MQ003 the lease to acknowledge is lost; MQ004 a malformed receipt; MQ007 too many claims in this transaction; 22023 a bad argument; 0A000 not in READ COMMITTED.

@@ -1,7 +1,7 @@
 -- Where a message waits, expired ones aside: in a free slice of a block; behind a lane's cursor (no block); or deferred
 -- (no slot). None: it does not wait, or is cancelled; or it is in a log of mode transaction. One statement a slot, each of which reads the whole log.
 create or replace function mq._locate(queue_id int, msg_id bigint)
-returns table (slot int, lane smallint, block_no bigint, slice int, due_at timestamptz)
+returns table (slot int, lane smallint, block_no bigint, slice int, due_at timestamptz, extra jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = on set enable_sort = on as $f$
 declare
     v_slot int;
@@ -14,7 +14,7 @@ begin
     for v_generation in 0 .. 1 loop
         -- What this transaction deferred itself is in no window yet.
         return query execute replace($x$
-            select null::int, w.lane, null::bigint, null::int, w.due_at
+            select null::int, w.lane, null::bigint, null::int, w.due_at, w.extra
             from (select y.lane, y.due_at, y.extra from mq._waiting_{d}() as y where y.msg_id = $1
                   union
                   select y.lane, y.due_at, y.extra from mq.deferred_{d} as y where y.xid = pg_current_xact_id_if_assigned() and y.msg_id = $1) as w
@@ -24,7 +24,7 @@ begin
             return;
         end if;
     end loop;
-    return query execute format('select null::int, p.lane, null::bigint, null::int, null::timestamptz from mq.parked_%s as p'
+    return query execute format('select null::int, p.lane, null::bigint, null::int, null::timestamptz, p.extra from mq.parked_%s as p'
                                 ' where p.event = $1 and mq._expired_at(p.extra) is null', _locate.queue_id) using _locate.msg_id;
     if found then
         return;
@@ -32,7 +32,7 @@ begin
     for v_slot in select x from mq._live_slots(_locate.queue_id) as x where not mq._is_transactional(_locate.queue_id) loop
         -- Slices are runs of the log that do not overlap: it can only be in that which begins last before it, or at it.
         return query execute replace($x$
-            select $2, m.lane, case when s.is_in then s.block_no end, case when s.is_in then s.slice end, null::timestamptz
+            select $2, m.lane, case when s.is_in then s.block_no end, case when s.is_in then s.slice end, null::timestamptz, m.extra
             from (select x.lane as strand, case when x.lane < 0 then -1 - x.lane else x.lane end::smallint as lane, x.xid, x.msg_id, x.extra
                   from mq.log_{t} as x where x.msg_id = $1) as m
             left join lateral (
@@ -122,6 +122,10 @@ begin
             if m = l then
                 perform mq._use(q.queue_id, q.lanes, 2048);
                 insert into mq.cancelled (queue_id, msg_id, due_at) values (q.queue_id, _cancel.msg_id, l.due_at) on conflict do nothing;
+                if found and l.due_at is not null and l.extra ? 'o' then
+                    perform mq._abandon(q, _cancel.msg_id, l.extra ->> 'k');
+                    return true;
+                end if;
                 return found;
             end if;
         end if;

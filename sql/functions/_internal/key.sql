@@ -23,7 +23,7 @@ begin
     execute replace($x$
         create table mq.parked_{q} (
             xid          xid8 not null default pg_current_xact_id(),
-            event        bigint not null,           -- a message: its msg_id; a release: 2^62 more than that of one of its messages
+            event        bigint not null,           -- a message: its msg_id; a release: 2^62 more than that of one of its messages; 3 * 2^61 more: it was cancelled while it was deferred
             ordering_key text collate "C" not null,
             place        bigint,                    -- of what comes back
             settled      int not null default 0,
@@ -215,7 +215,7 @@ begin
 
     -- Admits a run of each of up to p_most keys that are ready, the next in turn first, to be born in a block. A run has
     -- at most p_n messages, of one lane, in the order of msg_id, as the log has it; the fewer the more keys there are. What was cancelled
-    -- is a run of its own, which goes on with what stands behind it. The caller holds lock -12.
+    -- in front of it, up to 100, is a run of its own, so that what stands behind it need not wait for another call. The caller holds lock -12.
     create or replace function mq._admit_keys_{q}(p_lane smallint, p_n int, p_most int)
     returns table (run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
     declare
@@ -223,6 +223,7 @@ begin
         q       record;
         v_keys  int;
         v_run   int;
+        v_more  int;        -- of what was cancelled
         a_key   text[];     a_no bigint[];   a_at bigint[];     a_next bigint[];
     begin
         select x.no, coalesce(x.at, 0) as at, coalesce(x.ordering_key, '') as ordering_key into c
@@ -237,6 +238,7 @@ begin
         end if;
         select x.fair, x.max_in_flight_per_key as per_key into q from mq.queue as x where x.queue_id = {q};
         v_run := least(p_n, q.per_key, greatest(8192 / v_keys, 1), case when q.fair then greatest(p_n / v_keys, 1) end);
+        v_more := case when exists (select from mq.cancelled as m where m.queue_id = {q}) then 100 else 0 end;
         insert into mq.turn_{q} (lane, no, at, ordering_key) values (p_lane, coalesce(c.no, 0) + 1, a_at[v_keys], a_key[v_keys]);
         delete from mq.turn_{q} as x where x.lane = p_lane and x.no = c.no;
         return query
@@ -246,7 +248,7 @@ begin
                 from unnest(a_key, a_next) with ordinality as u (ordering_key, next_place, key_no)
                 cross join lateral (
                     select x.* from mq.line_{q} as x where x.ordering_key = u.ordering_key and x.place >= u.next_place
-                    order by x.ordering_key, x.place limit v_run) as l
+                    order by x.ordering_key, x.place limit v_run + v_more) as l
                 left join mq.cancelled as m on m.queue_id = {q} and m.msg_id = l.event
                 window of_key as (partition by u.key_no order by l.place)),
             cut as materialized (
@@ -255,8 +257,10 @@ begin
                        first_value(x.is_cancelled) over of_key as begins_cancelled
                 from next as x window of_key as (partition by x.key_no order by x.i)),
             chosen as materialized (
-                select x.*, dense_rank() over (order by x.key_no, x.turns)::int as run
-                from cut as x where x.others = 0 and x.turns <= x.begins_cancelled::int),
+                select y.*, dense_rank() over (order by y.key_no, y.turns)::int as run
+                from (select x.*, row_number() over (partition by x.key_no, x.turns order by x.i) as no
+                      from cut as x where x.others = 0 and x.turns <= x.begins_cancelled::int) as y
+                where y.is_cancelled or y.no <= v_run),
             left_line as (
                 delete from mq.line_{q} as l using chosen as x where l.ordering_key = x.ordering_key and l.place = x.place and l.event = x.event),
             old as (
@@ -317,6 +321,16 @@ begin
     if not _release.are_returned then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified) from mq.queue as q where q.queue_id = _release.queue_id;
     end if;
+end $$;
+
+-- Says that a message with an ordering key, which was to come back to it once it is due, is cancelled: it holds up nobody any more. When
+-- it is due it comes behind the others, and is dropped. (Its transaction may have released it, too: so another event.)
+create or replace function mq._abandon(q mq.queue, msg_id bigint, ordering_key text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    execute 'insert into mq.parked_' || q.queue_id || ' (event, ordering_key, returned) values ((3::bigint << 61) + $1, $2, -1)'
+        using _abandon.msg_id, _abandon.ordering_key;
+    perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
 end $$;
 
 -- Puts messages with an ordering key where they stood, or, where they were not in the line yet, behind the others; returns the rest.

@@ -83,8 +83,9 @@ begin
                 from due as m where m.outcome is null and (m.extra ? 'k') is not true),
             parked as (     -- they have their turn when their key has
                 insert into mq.parked_{q} (event, ordering_key, place, enqueued_at, lane, attempt, payload, headers, extra)
-                select m.msg_id, m.extra ->> 'k', (m.extra ->> 'o')::bigint, m.enqueued_at, m.lane, m.attempt, m.payload, m.headers, m.extra - 'o'
-                from due as m where m.outcome is null and m.extra ? 'k')
+                select m.msg_id, m.extra ->> 'k', case when gone.msg_id is null then (m.extra ->> 'o')::bigint end, m.enqueued_at, m.lane, m.attempt, m.payload, m.headers, m.extra - 'o'
+                from due as m left join mq.cancelled as gone on gone.queue_id = {q} and gone.msg_id = m.msg_id
+                where m.outcome is null and m.extra ? 'k')
             select count(*) filter (where m.outcome is null and (m.extra ? 'k') is not true), count(*) filter (where m.extra ? 'k'), count(*) > 0
               into v_rows, v_parked, v_moved from due as m;
             if v_parked > 0 then
