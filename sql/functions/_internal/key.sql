@@ -193,7 +193,7 @@ begin
                    -- Its turn comes by its first message's place; where it is fair, behind all that are ready now. Never before
                    -- that of a key that had it.
                    case when s.lane is null then null when o.at is not null then o.at
-                        else greatest(case when v_fair then v_no << 20 else o.place end, t.at + 1) end
+                        else greatest(case when v_fair then v_no << 20 else o.place end, coalesce(t.at, 0) + 1) end
             from old as o
             cross join lateral (
                 select case when o.at is not null then o.ready_lane when o.outstanding = 0 and o.returned = 0 then o.lane end as lane) as s
@@ -332,6 +332,25 @@ begin
         using _abandon.msg_id, _abandon.ordering_key;
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
 end $$;
+
+-- In a copy, where all else of the keys is gone: those to be tried again that are deferred come back in front of what lines up
+-- anew, which waits for them; but those that are cancelled.
+create or replace function mq._hold_up(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $f$
+begin
+    execute replace($x$
+        with back as (
+            select d.ctid as at, row_number() over (partition by d.extra ->> 'k' order by (d.extra ->> 'o')::bigint desc) as no
+            from mq.deferred_{q}_0 as d
+            where d.extra ? 'o' and not exists (select from mq.cancelled as c where c.queue_id = {q} and c.msg_id = d.msg_id))
+        update mq.deferred_{q}_0 as d set extra = d.extra - 'o' || case when b.no is null then '{}' else jsonb_build_object('o', -b.no) end
+        from mq.deferred_{q}_0 as x left join back as b on b.at = x.ctid where x.ctid = d.ctid and x.extra ? 'o'
+        $x$, '{q}', _hold_up.queue_id::text);
+    execute replace($x$
+        insert into mq.key_{q} (ordering_key, no, outstanding, returned, next_place)
+        select d.extra ->> 'k', 1, 0, count(*), min((d.extra ->> 'o')::bigint) from mq.deferred_{q}_0 as d where d.extra ? 'o' group by d.extra ->> 'k'
+        $x$, '{q}', _hold_up.queue_id::text);
+end $f$;
 
 -- Puts messages with an ordering key where they stood, or, where they were not in the line yet, behind the others; returns the rest.
 create or replace function mq._park(queue_id int, messages mq._taken[]) returns mq._taken[]

@@ -101,11 +101,11 @@ begin
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
         perform setval(q.msg_ids, v_last);
     end if;
-    -- Those with an ordering key line up anew, in order of msg_id. Nothing is under lease, so nothing holds them up.
+    -- Those with an ordering key line up anew, in order of msg_id. Nothing is under lease; what is to be tried again holds them up.
     execute format('with keyed as (delete from mq.log_%1$s_%2$s as l where l.extra ? ''k'' returning l.*)'
                    ' insert into mq.parked_%1$s (event, ordering_key, enqueued_at, lane, attempt, payload, headers, extra)'
                    ' select k.msg_id, k.extra ->> ''k'', k.enqueued_at, k.lane, k.attempt, k.payload, k.headers, k.extra - ''o'' from keyed as k', q.queue_id, v_new);
-    execute format('update mq.deferred_%s_0 as d set extra = d.extra - ''o'' where d.extra ? ''o''', q.queue_id);
+    perform mq._hold_up(q.queue_id);
     perform mq._forget(q.queue_id) where q.retention = '0';
     perform setval(q.notified, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);
     delete from mq.depth_mark as x where x.queue_id = q.queue_id;
