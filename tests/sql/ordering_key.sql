@@ -1,4 +1,4 @@
-select plan(104);
+select plan(109);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -235,10 +235,11 @@ select is(pg_temp.ack('a1', 'a2'), 2, 'two are done');
 select pg_temp.put('a 4') \g /dev/null
 select is(mq.rewind('ordering_key', to_msg_id => 1), 2::bigint, 'they are wanted again');
 select is(pg_temp.ack('a3'), 1, 'the third is done');
-select pg_temp.take() \g /dev/null
-select is(pg_temp.take(), 'a4 a1 a2', 'what is rewound comes behind, in order');
+select is(pg_temp.take(), 'a4', 'what is rewound comes behind');
+select is(pg_temp.ack('a4'), 1, 'which is done first');
+select is(pg_temp.take(), 'a1 a2', 'in order');
 select pg_temp.put('a 5'), pg_temp.put('b 1') \g /dev/null
-select is(mq.purge_queue('ordering_key'), 5::bigint, 'a purge removes what waits for its key, too');
+select is(mq.purge_queue('ordering_key'), 4::bigint, 'a purge removes what waits for its key, too');
 select pg_temp.put('a 6') \g /dev/null
 select is(pg_temp.take(), 'a6', 'and nothing of it is in the way then');
 
