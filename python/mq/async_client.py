@@ -47,7 +47,7 @@ class AsyncClient:
             async with self.connection.cursor(row_factory=tuple_row) as cursor:
                 calls.tolerate(cursor)
                 await cursor.execute(call.sql, call.params)
-                return call.read(await cursor.fetchall())
+                return call.read(await cursor.fetchall() if cursor.description else [])
 
     # Queues
 

@@ -50,7 +50,8 @@ class Client:
         """Run a call of `mq.calls` and read its answer."""
         with translated(self.connection), self.connection.cursor(row_factory=tuple_row) as cursor:
             calls.tolerate(cursor)
-            return call.read(cursor.execute(call.sql, call.params).fetchall())
+            cursor.execute(call.sql, call.params)
+            return call.read(cursor.fetchall() if cursor.description else [])
 
     # Queues
 

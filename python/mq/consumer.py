@@ -3,7 +3,8 @@
 The flows of `ConsumerBase` decide everything; the two classes only say how a line of theirs is
 opened, and how flows run side by side (threads, tasks). Connections of a consumer:
 
-* its own, in autocommit mode, for dequeue, ack and waiting; lent to ``job.transaction()``;
+* its own, in autocommit mode, for dequeue, ack and waiting; lent to ``job.transaction()``; in mode
+  transaction it begins and commits around each dequeue and what is done with it;
 * one to extend a lease, opened when a handler has used up half of it;
 * one for upkeep, opened for each `mq.maintain` and closed again.
 
@@ -46,14 +47,13 @@ from .errors import (
     ConnectionLost,
     Error,
     LeaseLost,
-    NotSupported,
     PermissionDenied,
     RetryTransaction,
     translated,
 )
 from .flow import Cancel, Connect, Deliver, DeliveringFlow, Disconnect, Flow, Sleep, execute
 from .job import AT_ONCE, AsyncBatch, AsyncJob, Batch, Job, Unit, failure_reason, storable
-from .lease import Lease, Nack
+from .lease import Claim, Lease, Nack
 from .line import AsyncLine, Line, with_patience
 from .message import Delivery
 from .signals import stops_on_signal
@@ -76,6 +76,7 @@ PATIENCE = 1.0  # how long the acks of a lease are collected
 POLL_LEAST = timedelta(milliseconds=10)
 RESTART = 1.0  # after a defect
 DOUBT = 0.2  # before a lease that the server did not know is asked for again
+TEND = 1.0  # in mode transaction, between looks of a busy consumer for what is due again
 # What a server that says nothing may take of our end (see also `line.CANCEL_SECONDS`):
 GRACE = 3.0  # a statement, before it is cancelled,
 HANG_UP = 0.5  # and before the connection is broken
@@ -112,6 +113,9 @@ _dequeue = Function(
 _extend: Function[float | None] = Function(
     "extend", lambda rows: rows[0][0], ("extract(epoch from extend - clock_timestamp())::float8",)
 )
+_BEGIN: Call[None] = Call("begin isolation level read committed", (), lambda rows: None)
+_COMMIT: Call[None] = Call("commit", (), lambda rows: None)
+_ROLLBACK: Call[None] = Call("rollback", (), lambda rows: None)
 _own_xid: Call[str] = Call("select pg_current_xact_id()::text", (), lambda rows: str(rows[0][0]))
 
 
@@ -211,6 +215,10 @@ class ConsumerBase(Generic[C]):
         self._out: Unit[Any] | None = None
         #: All done, to be settled by the next dequeue.
         self._done: Lease | None = None
+        #: The queue is of mode transaction; ours is open.
+        self._transactional = False
+        self._begun = False
+        self._tend_at = 0.0
         #: While we are registered for notifications: a transaction id that is younger than the
         #: registration, and whether all older ones have ended. Producers of those may not have
         #: seen us.
@@ -278,6 +286,7 @@ class ConsumerBase(Generic[C]):
     def _reconnect(self) -> Flow[None]:
         """Until there is a connection again, or we are told to stop."""
         self._guard = None
+        self._begun = False
         yield Disconnect()
         while not self._stopping:
             yield Sleep(self._reconnect_in.next())
@@ -289,7 +298,10 @@ class ConsumerBase(Generic[C]):
 
     def _work(self, split: Split) -> DeliveringFlow[None]:
         """The same, on one connection. What is in hand survives it and is gone on with."""
-        yield from self._check_mode()
+        yield from self._learn_mode()
+        if self._transactional:
+            yield from self._work_in_transactions(split)
+            return
         if self._done is not None:  # a dequeue failed, and may have settled it or not
             yield from self._settle(self._done, doubtful=True)
             self._done = None
@@ -321,17 +333,66 @@ class ConsumerBase(Generic[C]):
             else:
                 yield from self._wait()
 
-    def _check_mode(self) -> Flow[None]:
-        """In mode transaction our dequeue, which is its own transaction, would consume for good."""
-        for queue in (yield from execute(calls.queues())):
-            if queue.name == self.queue and queue.settings["mode"] == "transaction":
-                raise NotSupported(
-                    f'queue "{self.queue}" is of mode transaction, and consumers need leases',
-                    hint="Begin a transaction, call dequeue, do the work, and commit.",
-                )
+    def _learn_mode(self) -> Flow[None]:
+        self._transactional = any(
+            queue.name == self.queue and queue.settings["mode"] == "transaction"
+            for queue in (yield from execute(calls.queues()))
+        )
+
+    def _work_in_transactions(self, split: Split) -> DeliveringFlow[None]:
+        """The same in mode transaction: what is handed out is worked on in the transaction that dequeued.
+
+        What an earlier one had in hand when it failed is not ours any more: the server gave it back.
+        """
+        if self._lease is not None:
+            self._lease.lost = True
+            self._lease = None
+            self._units.clear()
+        if self._begun:
+            self._begun = False
+            yield from execute(_ROLLBACK)
+        while not self._stopping:
+            if time.monotonic() >= self._tend_at:
+                yield from self._tend()
+            asked_at = time.monotonic()
+            self._begun = True
+            yield from execute(_BEGIN)
+            taken = yield from execute(self._take_call())
+            if taken.deliveries:
+                self._hold(taken, asked_at, split)
+                if self._lease is not None:
+                    yield from self._hand_out(self._lease)
+            yield from self._commit()  # also of nothing: it may have buried something
+            self._reconnect_in.reset()
+            if taken.deliveries:
+                self._idle.reset()
+                self._short.reset()
+                if self._guard is not None:
+                    yield from execute(calls.unlisten(queue=self.queue))
+                    self._guard = None
+            elif self._stop_when_empty:
+                return
+            else:
+                yield from self._wait()
+
+    def _commit(self) -> Flow[None]:
+        """What keeps it from committing (a deferred constraint) is a failed attempt like others."""
+        self._begun = False
+        try:
+            yield from execute(_COMMIT)
+        except ConnectionLost:
+            raise
+        except Error as error:
+            log.error("queue %s: rolled back: %s", self.queue, error.message)
+
+    def _tend(self) -> Flow[None]:
+        """Nobody's dequeue lets what is due join the others: its transaction might last."""
+        self._tend_at = time.monotonic() + TEND
+        yield from execute(calls.sweep_stale(queue=self.queue))
 
     def _hold(self, taken: Taken, asked_at: float, split: Split) -> None:
-        self._lease = lease = Lease(self.queue, taken.deliveries, asked_at, taken.length)
+        kind = Claim if self._transactional else Lease
+        self._lease = lease = kind(self.queue, taken.deliveries, asked_at, taken.length)
         for msg_id, reason in taken.undecodable.items():
             # It will not get better by trying again, and must not stand in the way of the others.
             log.error("queue %s: message %s cannot be decoded: %s", self.queue, msg_id, reason)
@@ -402,7 +463,7 @@ class ConsumerBase(Generic[C]):
         """
         while (unsent := lease.unsent) is not None:
             count, call = unsent
-            settled = count if lease.lost else (yield from execute(call))
+            settled = count if lease.lost or call is None else (yield from execute(call))
             lease.sent()
             if settled < count and not doubtful:
                 self._warn_lost(lease)
@@ -429,6 +490,8 @@ class ConsumerBase(Generic[C]):
             wait = self._idle.next()
         if outlook.due_in is not None:
             # Due and not delivered: somebody else is at it.
+            if outlook.due_in <= 0 and self._transactional:
+                yield from self._tend()
             wait = min(wait, outlook.due_in if outlook.due_in > 0 else self._short.next())
         notified = yield Sleep(wait)
         if notified:
@@ -447,8 +510,13 @@ class ConsumerBase(Generic[C]):
                     if self._units and not lease.lost:
                         yield from self._give_back("consumer stopped")
                     yield from self._settle(lease, doubtful=lease is self._done)
+                if self._begun:
+                    yield from self._commit()
                 return
             except Error as error:
+                if self._transactional:
+                    log.warning("queue %s: %s; rolled back", self.queue, error.message)
+                    return
                 if last or not isinstance(error, ConnectionLost):
                     log.warning("queue %s: %s; the lease will run out", self.queue, error.message)
                     return
@@ -670,6 +738,11 @@ class Consumer(ConsumerBase[psycopg.Connection[Any]]):
 
     def _begin(self, stack: ExitStack) -> psycopg.Connection[Any]:
         """The connection, in a transaction that ends with `stack`; waits until there is one."""
+        if self._transactional:  # in ours; if that is lost, its connection will say so
+            connection = self._line.last_connection
+            with contextlib.suppress(psycopg.OperationalError):
+                stack.enter_context(connection.transaction())
+            return connection
         while True:
             try:
                 connection = self._line.connection
@@ -787,6 +860,11 @@ class AsyncConsumer(ConsumerBase[Awaitable[psycopg.AsyncConnection[Any]]]):
 
     async def _begin(self, stack: AsyncExitStack) -> psycopg.AsyncConnection[Any]:
         """The connection, in a transaction that ends with `stack`; waits until there is one."""
+        if self._transactional:
+            connection = self._line.last_connection
+            with contextlib.suppress(psycopg.OperationalError):
+                await stack.enter_async_context(connection.transaction())
+            return connection
         while True:
             try:
                 connection = self._line.connection

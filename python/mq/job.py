@@ -120,7 +120,7 @@ class Unit(Generic[BeginT]):
 
     def _failed(self, error: BaseException) -> bool:
         """Note what a handler raised; True if it goes no further."""
-        if isinstance(error, _OwnLeaseLost):
+        if isinstance(error, _OwnLeaseLost) and not self._lease.commit_acks:
             log.warning("queue %s: lease of %s lost, rolled back", self.queue, self._msg_ids)
             self._lease.doubt()
             self._mark_settled()
@@ -148,8 +148,11 @@ class Unit(Generic[BeginT]):
         elif self._outcome is None:  # psycopg.Rollback, which psycopg keeps to itself
             self.nack(reason="rolled back")
 
-    def _settling(self) -> Call[int]:
-        return self._lease.settling(self._msg_ids, self._outcome or ACK, strict=True)
+    def _settling(self) -> Call[int] | None:
+        outcome = self._outcome or ACK
+        if self._lease.commit_acks and outcome == ACK:
+            return None
+        return self._lease.settling(self._msg_ids, outcome, strict=True)
 
     @contextmanager
     def _strictly(self) -> Iterator[list[int]]:
@@ -180,6 +183,10 @@ class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
 
         If the connection was lost before, this waits until it is back. Raises: ConnectionLost, if
         the consumer was told to stop while it waited.
+
+        In mode transaction it is the transaction that dequeued, which commits when the loop comes
+        back for more; only what the block wrote is undone if it raises, and the message is given
+        back. If the connection was lost, the block's first statement says so.
         """
         stack = ExitStack()
         connection = self._begin(stack)
@@ -187,8 +194,9 @@ class _Sync(Unit[Callable[[ExitStack], psycopg.Connection[Any]]]):
         try:
             with stack:
                 yield connection
-                with self._strictly() as settled:
-                    settled.append(Client(connection).call(self._settling()))
+                if (call := self._settling()) is not None:
+                    with self._strictly() as settled:
+                        settled.append(Client(connection).call(call))
                 committed = True
         except BaseException as error:
             if not self._failed(error):
@@ -215,8 +223,9 @@ class _Async(Unit[Callable[[AsyncExitStack], Awaitable[psycopg.AsyncConnection[A
         try:
             async with stack:
                 yield connection
-                with self._strictly() as settled:
-                    settled.append(await AsyncClient(connection).call(self._settling()))
+                if (call := self._settling()) is not None:
+                    with self._strictly() as settled:
+                        settled.append(await AsyncClient(connection).call(call))
                 committed = True
         except BaseException as error:
             if not self._failed(error):

@@ -13,7 +13,7 @@ from . import calls
 from .calls import Call
 from .message import Delivery
 
-__all__ = ["ACK", "Ack", "Lease", "Nack", "Outcome"]
+__all__ = ["ACK", "Ack", "Claim", "Lease", "Nack", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,9 @@ ACK = Ack()
 
 class Lease:
     """One `dequeue` call: its messages, and which of them the server still counts as leased."""
+
+    #: True: they are the open transaction's, whose commit acknowledges what was not given back.
+    commit_acks = False
 
     def __init__(
         self, queue: str, deliveries: Sequence[Delivery], asked_at: float, length: float
@@ -109,11 +112,16 @@ class Lease:
         )
 
     @property
-    def unsent(self) -> tuple[int, Call[int]] | None:
-        """The next statement for the server, and of how many messages; None: it knows all."""
+    def unsent(self) -> tuple[int, Call[int] | None] | None:
+        """The next statement for the server, if it needs one, and of how many messages.
+
+        None: it knows all.
+        """
         if not self._unsent:
             return None
         outcome, msg_ids = self._unsent[0]
+        if self.commit_acks and outcome == ACK:
+            return len(msg_ids), None
         return len(msg_ids), self.settling(msg_ids, outcome)
 
     def sent(self) -> None:
@@ -125,7 +133,9 @@ class Lease:
         self, msg_ids: Sequence[int], outcome: Outcome, *, strict: bool | None = None
     ) -> Call[int]:
         """The statement that settles these messages; the short form if no others are left."""
-        ids = None if len(msg_ids) == self.left else list(msg_ids)
+        # What is done is settled already, or would be given back with the others.
+        all_of_it = len(self.deliveries) if self.commit_acks else self.left
+        ids = None if len(msg_ids) == all_of_it else list(msg_ids)
         if isinstance(outcome, Ack):
             return calls.ack(
                 queue=self.queue,
@@ -143,3 +153,18 @@ class Lease:
             dead=outcome.dead or None,
             count_attempt=None if outcome.count_attempt else False,
         )
+
+
+class Claim(Lease):
+    """The same in mode transaction: no deadline, and nothing to tell the server of what is done."""
+
+    commit_acks = True
+
+    def renewed(self, asked_at: float, length: float) -> None:
+        """It lasts as long as the transaction."""
+        super().renewed(asked_at, math.inf)
+
+    @property
+    def all_done(self) -> bool:
+        """False: no later `dequeue` can settle it."""
+        return False

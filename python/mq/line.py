@@ -84,6 +84,13 @@ class LineBase(Generic[C]):
             raise ConnectionLost("the connection is closed")
         return self._connection
 
+    @property
+    def last_connection(self) -> C:
+        """The connection that there was last, lost or not."""
+        if self._connection is None:
+            raise ConnectionLost("there is no connection")
+        return self._connection
+
     def hang_up(self) -> None:
         """Break the connection under a statement that another thread, or task, waits for."""
         # Not close(): whoever uses it is told by the end of its socket.

@@ -351,6 +351,16 @@ def test_dequeue_prints_a_receipt_that_ack_takes(ok: Cli) -> None:
     assert [row["payload"] for row in following] == [2]
 
 
+def test_dequeue_in_mode_transaction_consumes_what_it_printed(ok: Cli) -> None:
+    ok("queue", "create", "q", "--mode", "transaction")
+    ok("enqueue", "q", "1")
+    (row,) = ok("dequeue", "q", "--json").json
+    assert (row["payload"], row["attempt"]) == (1, 1)
+    assert "Nothing can be delivered" in ok("dequeue", "q").out
+    ok("enqueue", "q", "2")
+    assert "receipt" not in ok("dequeue", "q").out
+
+
 def test_nack_delays_or_buries(ok: Cli, cli: Cli) -> None:
     ok("queue", "create", "q")
     ok("enqueue", "q", "1")

@@ -148,6 +148,14 @@ def test_the_receipt_of_what_could_not_be_printed(
     assert conn.execute("select mq.ack(%s, %s)", (queue, receipt)).fetchone() == (1,)
 
 
+def test_what_could_not_be_printed_is_not_consumed(conn: Connection, database: str) -> None:
+    conn.execute("select mq.create_queue('transactional', mode => 'transaction')")
+    conn.execute("select mq.enqueue('transactional', '1')")
+    assert mqctl("dequeue", "transactional", dsn=database, shell=">/dev/full").returncode == 1
+    again = conn.execute("select attempt, payload from mq.dequeue('transactional')").fetchall()
+    assert again == [(2, 1)]
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_receipt_is_not_lost_for_want_of_letters(
     conn: Connection, database: str, queue: str, encoding: str

@@ -18,85 +18,14 @@ import mq
 from support import wait
 from support.server import Server
 from support.server import database as temporary_database
+from support.worker import NEVER, SOON, Gate, Handler, Start, Worker, terminate, until_seen
 
 pytestmark = pytest.mark.matrix
 
 NUMBERS = itertools.count(1)
 
-Handler = Callable[[Any], object]
-Start = Callable[..., "Worker"]
-
-NEVER = timedelta(minutes=5)  # longer than any test
-SOON = timedelta(milliseconds=20)
 SHORT = timedelta(milliseconds=600)  # a visibility_timeout that runs out, or is extended, in a test
 AT_ONCE = timedelta(0)
-INSERT = "insert into effect select unnest(%s::int[])"
-
-
-class Worker:
-    """A consumer in a thread of its own. `seen` are payloads, `attempts` attempts, as handed out."""
-
-    def __init__(self, kind: str, dsn: str, queue: str, handler: Handler, **options: Any) -> None:
-        self.seen: list[Any] = []
-        self.attempts: list[int] = []
-        self.error: BaseException | None = None
-        self.handler = handler
-        self.plain = options.pop("plain", False)  # without `with job:`
-        self.transactional = options.pop("transactional", False)  # with an effect
-        self.batches = options.pop("batches", False)
-        self.consumer: Any = getattr(mq, {"sync": "consume", "async": "consume_async"}[kind])(
-            dsn, queue, **options
-        )
-        target = self.sync if kind == "sync" else lambda: asyncio.run(self.asynchronous())
-        self.thread = threading.Thread(target=self.guard, args=(target,))
-        self.thread.start()
-
-    def guard(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except BaseException as error:
-            self.error = error
-
-    def sync(self) -> None:
-        with self.consumer as units:
-            for unit in units.batches() if self.batches else units:
-                if self.plain:
-                    self.handle(unit)
-                elif self.transactional:
-                    with unit.transaction() as conn:
-                        conn.execute(INSERT, ([d.payload for d in unit.deliveries],))
-                        self.handle(unit)
-                else:
-                    with unit:
-                        self.handle(unit)
-
-    async def asynchronous(self) -> None:
-        async with self.consumer as units:
-            async for unit in units.batches() if self.batches else units:
-                if self.plain:
-                    await asyncio.to_thread(self.handle, unit)
-                elif self.transactional:
-                    async with unit.transaction() as conn:
-                        await conn.execute(INSERT, ([d.payload for d in unit.deliveries],))
-                        await asyncio.to_thread(self.handle, unit)
-                else:
-                    with unit:
-                        await asyncio.to_thread(self.handle, unit)
-
-    def handle(self, unit: Any) -> None:
-        self.seen += [delivery.payload for delivery in unit.deliveries]
-        self.attempts += [delivery.attempt for delivery in unit.deliveries]
-        self.handler(unit)
-
-    def join(self) -> None:
-        self.thread.join(wait.SECONDS)
-        assert not self.thread.is_alive()
-
-    def stop(self) -> None:
-        self.consumer.stop()
-        self.join()
-        if self.error is not None:
-            raise self.error
 
 
 @pytest.fixture(scope="module")
@@ -144,24 +73,6 @@ def client(conn: psycopg.Connection[Any]) -> mq.Client:
     return mq.Client(conn)
 
 
-class Gate:
-    """Holds handlers until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self, unit: object = None) -> None:
-        self.reached.set()
-        assert self.opened.wait(wait.SECONDS)
-
-    def until_reached(self) -> None:
-        assert self.reached.wait(wait.SECONDS)
-
-    def open(self) -> None:
-        self.opened.set()
-
-
 def backends(conn: psycopg.Connection[Any], where: str = "true") -> list[int]:
     """Process ids of the consumer's connections."""
     rows = conn.execute(
@@ -196,11 +107,6 @@ def until_fast_asleep(conn: psycopg.Connection[Any]) -> None:
     wait.until(look, "the consumer to sleep soundly")
 
 
-def until_seen(worker: Worker, payloads: list[Any]) -> None:
-    wait.until(lambda: worker.seen == payloads or worker.error, f"{payloads} to be handed out")
-    assert worker.seen == payloads
-
-
 def state(client: mq.Client, queue: str, msg_id: int) -> str | None:
     status = client.message_status(queue, msg_id)
     return status.state if status else None
@@ -212,11 +118,6 @@ def finish(worker: Worker, client: mq.Client, queue: str, ids: list[int], handed
     worker.stop()
     assert [state(client, queue, i) for i in ids] == ["completed"] * len(ids)
     assert len(worker.seen) == handed_out
-
-
-def terminate(conn: psycopg.Connection[Any], pid: int) -> None:
-    conn.execute("select pg_terminate_backend(%s)", (pid,))
-    wait.until_gone(conn, pid)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def drain(of: Lease) -> list[tuple[str, tuple[object, ...]]]:
     told = []
     while (unsent := of.unsent) is not None:
         _, call = unsent
+        assert call is not None
         told.append((call.sql.split("(")[0].removeprefix("select mq."), call.params[2:]))
         of.sent()
     return told

@@ -431,15 +431,6 @@ def test_the_client_works_in_the_callers_transaction(session: Connect) -> None:
     assert client.dequeue("q") == []
 
 
-def test_consumers_refuse_such_a_queue_and_lose_nothing(
-    database: str, conn: psycopg.Connection
-) -> None:
-    put(conn, "a")
-    with pytest.raises(mq.NotSupported, match="mode transaction"):
-        list(mq.consume(database, "q", stop_when_empty=True))
-    assert take(conn) == ["a"]
-
-
 # -- copies and upgrades ----------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import click
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mqctl.base import Group, call, json_option, note, pass_session, refuse, value
 from mqctl.errors import MqctlError
-from mqctl.output import console, plural, print_json, show
+from mqctl.output import Row, console, plural, print_json, show
 from mqctl.params import DURATION, JSON, check_json
 from mqctl.session import Connection, Session
 
@@ -198,7 +198,8 @@ def _batches(source: BinaryIO, text: bool) -> Iterator[tuple[list[str], int]]:
 def dequeue(session: Session, /, queue: str, count: int, as_json: bool, **options: object) -> None:
     """Take messages under a lease and print them with their receipt.
 
-    Settle them with mqctl ack or mqctl nack before the lease ends, else they are delivered again.
+    Settle them with mqctl ack or mqctl nack before the lease ends, else they are delivered again. In a queue of mode
+    transaction there is no lease: they are consumed once they are printed.
 
     \b
     Examples:
@@ -207,21 +208,36 @@ def dequeue(session: Session, /, queue: str, count: int, as_json: bool, **option
       mqctl dequeue mail --json | jq -r '.[].payload'
     """
     with session.connect() as conn:
+        if _is_transactional(conn, queue):
+            with conn.transaction():  # only what was printed is consumed
+                _print(call(conn, "dequeue", queue=queue, n=count, **options), queue, as_json)
+            return
         rows = call(conn, "dequeue", queue=queue, n=count, **options)
-    columns = ("msg_id", "attempt", "enqueued_at", "leased_until", "payload", "headers")
     try:
-        show(
-            rows,
-            as_json=as_json,
-            empty=f'Nothing can be delivered from "{queue}" now.',
-            columns=columns,
-        )
+        _print(rows, queue, as_json)
         if rows and not as_json:
             click.echo(f"receipt {rows[0]['receipt']}")
     except OSError:
         if rows:  # they are leased all the same
             note(f"receipt {rows[0]['receipt']}")
         raise
+
+
+def _is_transactional(conn: Connection, queue: str) -> bool:
+    return any(
+        row["name"] == queue and json.loads(row["settings"])["mode"] == "transaction"
+        for row in call(conn, "queues")
+    )
+
+
+def _print(rows: Sequence[Row], queue: str, as_json: bool) -> None:
+    show(
+        rows,
+        as_json=as_json,
+        empty=f'Nothing can be delivered from "{queue}" now.',
+        columns=("msg_id", "attempt", "enqueued_at", "leased_until", "payload", "headers"),
+    )
+    sys.stdout.flush()
 
 
 @click.command(cls=Group.command_class)
