@@ -1,4 +1,4 @@
-select plan(76);
+select plan(92);
 
 -- Begin, dequeue, work, commit.
 select test.forget('tx');
@@ -138,8 +138,52 @@ select mq.ack('tx', d.receipt, result => '42') from mq.dequeue('tx') as d \g /de
 commit;
 select is(mq.wait_for('tx', :request), '42', 'a result is kept');
 select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', max_depth => 1) $$, '0A000', null, 'there is no max_depth');
-select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', retention => '1 day') $$, '0A000', null, 'no retention');
 select throws_ok($$ select mq.create_queue('tx.bad', mode => 'transaction', dedup_window => '0') $$, '0A000', null, 'and no dedup_window of 0');
+select throws_ok($$ select mq.alter_queue('tx', max_depth => 1) $$, '0A000', null, 'nor can they be set');
+select throws_ok($$ select mq.alter_queue('tx', dedup_window => '0') $$, '0A000', null, 'neither');
+
+-- Progress.
+select pg_temp.put('one', 'two');
+begin;
+select receipt as r, msg_id as id from mq.dequeue('tx') \gset
+select is(mq.report('tx', :'r', :id, '50'), true, 'who has a message can say how far it is');
+select is((mq.message_status('tx', :id)).progress, '50', 'and sees it');
+select is(mq.report('tx', :'r', :id + 1, '50'), false, 'of no other message');
+savepoint s;
+select mq.nack('tx', :'r') \g /dev/null
+select is(mq.report('tx', :'r', :id, '60'), false, 'not once it gave it back');
+rollback to s;
+select is(mq.report('tx', :'r', :id, '70'), true, 'but if it kept it after all');
+commit;
+select is((mq.message_status('tx', :id)).progress, '70', 'others see the last that was said');
+select is(mq.report('tx', :'r', :id, '80'), false, 'and nothing more is said of what is done');
+select is(pg_temp.next(), 'two', 'the other one is there');
+
+-- Retention.
+select mq.create_queue('tx.kept', mode => 'transaction', max_attempts => 2, retention => '7 days', retry_backoff => '0');
+select mq.enqueue_batch('tx.kept', array['1', '2', '3', '4', '5']::jsonb[]) \g /dev/null
+select mq.ack('tx.kept', d.receipt) from mq.dequeue('tx.kept') as d \g /dev/null
+select mq.nack('tx.kept', d.receipt, dead => true) from mq.dequeue('tx.kept') as d \g /dev/null
+begin;
+select mq.nack('tx.kept', d.receipt) from mq.dequeue('tx.kept') as d \g /dev/null
+commit;
+select mq.cancel('tx.kept', 4) \g /dev/null
+select is(mq.rewind('tx.kept', to_msg_id => 1), 1::bigint, 'what was consumed can be rewound, and nothing else');
+select mq.sweep_stale('tx.kept') \g /dev/null
+select is((select string_agg(concat_ws(' ', d.msg_id, d.attempt), ', ') from mq.dequeue('tx.kept', 10) as d), '5 1, 1 1, 3 2', 'it comes again');
+select mq.rotate_segment('tx.kept');
+do $$ begin for i in 1 .. 5 loop perform mq.maintain('tx.kept'); commit; end loop; end $$;
+select is((select string_agg(concat_ws(' ', h.msg_id, h.outcome, h.attempts), ', ' order by h.msg_id, h.settled_at) from mq.history('tx.kept') as h),
+    '1 acked 1, 1 acked 1, 2 dead 1, 3 acked 2, 5 acked 1', 'and what was kept can be read, after a rotation, too');
+select is(mq.rewind('tx.kept', to_msg_id => 1), 3::bigint, 'and be rewound, each message once');
+select is((select string_agg(d.payload::text, ' ') from mq.dequeue('tx.kept', 10) as d), '1 3 5', 'in order');
+select mq.rotate_segment('tx.kept');
+do $$ begin for i in 1 .. 5 loop perform mq.maintain('tx.kept'); commit; end loop; end $$;
+update mq.segment as s set drained_at = s.drained_at - interval '8 days' where s.queue_id = test.queue_id('tx.kept');
+do $$ begin for i in 1 .. 5 loop perform mq.maintain('tx.kept'); commit; end loop; end $$;
+select is((select string_agg(concat_ws(' ', h.msg_id, h.outcome), ', ') from mq.history('tx.kept') as h), '2 dead', 'until the time is over');
+select throws_ok($$ select mq.rewind('tx.kept', to_msg_id => 1) $$, '22023', null, 'then it is forgotten');
+select mq.drop_queue('tx.kept');
 
 -- Bounds.
 select throws_ok($$ select mq.alter_queue('tx', mode => 'lease') $$, '22023', null, 'the mode stays what it is');

@@ -22,6 +22,9 @@ declare
     v_holds boolean := false;
 begin
     r := mq._parse_receipt(_holds.queue, _holds.queue_id, _holds.receipt);
+    if r.subscription = 0 then
+        return mq._has_taken(_holds.queue_id, r.slot, r.token, _holds.msg_id);
+    end if;
     if mq._has_slot(_holds.queue_id, r.slot) then
         execute replace($x$
             select exists (

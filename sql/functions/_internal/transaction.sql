@@ -47,6 +47,23 @@ begin
     return coalesce(v_taken, '{}'::mq._taken[]);
 end $f$;
 
+-- Whether this very transaction took a message, by a call of dequeue, and did not give it back.
+create or replace function mq._has_taken(queue_id int, slot int, call bigint, msg_id bigint) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_has boolean := false;
+begin
+    if to_regclass(format('mq.taken_%s_%s', _has_taken.queue_id, _has_taken.slot)) is not null then
+        execute replace($x$
+            select exists (
+                select from mq.taken_{t} as t
+                where t.call = $1 and t.no = 0 and t.msg_id = $2 and t.taker = pg_current_xact_id_if_assigned()
+                  and not exists (select from mq.taken_{t} as b where b.xid = t.xid and b.msg_id = t.msg_id and b.no = 1 offset 0))
+            $x$, '{t}', _has_taken.queue_id || '_' || _has_taken.slot) into v_has using _has_taken.call, _has_taken.msg_id;
+    end if;
+    return v_has;
+end $$;
+
 -- Nothing is left that is not taken, for good. Asked of sealed segments, so nothing can be added.
 create or replace function mq._is_consumed(queue_id int, slot int) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
