@@ -27,6 +27,7 @@ from stateful.producing import Producing
 from stateful.replaying import Replaying
 from stateful.reporting import Reporting
 from stateful.scheduling import Scheduling
+from stateful.transactional import InTransactions
 from stateful.transactions import Transactions
 from stateful.upkeep import Upkeep
 from support import race
@@ -104,7 +105,7 @@ class Everything(Core, *FEATURES):  # type: ignore[misc]
     settings: ClassVar[Draws] = merged("settings", *FEATURES)
 
 
-MACHINES: dict[type[Machine], int] = {
+MACHINES: dict[type[Machine] | type[InTransactions], int] = {
     Calm: 1,
     Core: 2,
     WithCancel: 1,
@@ -118,6 +119,7 @@ MACHINES: dict[type[Machine], int] = {
     WithSchedules: 1,
     WithOrder: 1,
     Everything: 3,
+    InTransactions: 2,
 }
 """And how many examples `make test` tries: about two seconds each on an idle machine."""
 
@@ -138,7 +140,7 @@ def home(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.__name__)
 def test_it_is_as_the_model_says(
-    machine: type[Machine], database: str, request: pytest.FixtureRequest
+    machine: type[Machine] | type[InTransactions], database: str, request: pytest.FixtureRequest
 ) -> None:
     """A failure prints the calls that lead to it, as few as hypothesis finds."""
     many = os.environ.get("MQ_STATEFUL_EXAMPLES")

@@ -6,6 +6,8 @@ producing.py, consuming.py, transactions.py, upkeep.py
                the rules: what may be called when, and what the model says about the answer
 features.py, and a file for each other feature: cancelling, deduplicating, limiting, ordering, replaying, reporting, scheduling
                its rules, on top of those
+transactional.py
+               a queue of mode transaction, by itself: there are no leases
 
 `tests/py/test_stateful.py` runs them. In `make test` the examples are always the same ones, and few;
 `make test-stateful` makes up new ones: ARGS="-k Core --hypothesis-seed=7", MQ_STATEFUL_EXAMPLES=5000.

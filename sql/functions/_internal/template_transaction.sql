@@ -197,8 +197,8 @@ begin
     insert into mq.taken_{t} (xid, msg_id, lane, attempt, outcome)
     select l.xid, l.msg_id, p_lane, l.attempt + p_strikes, 'rolled back' from mq.log_{t} as l
     where l.lane = p_lane and l.xid = p_xid and l.msg_id = p_id;
-    select l.msg_id, l.enqueued_at, l.attempt + p_strikes, l.payload, l.headers, l.extra, 'rolled back', null, p_lane into v_taken
-    from mq.log_{t} as l where l.lane = p_lane and l.xid = p_xid and l.msg_id = p_id;
+    v_taken := (select (l.msg_id, l.enqueued_at, l.attempt + p_strikes, l.payload, l.headers, l.extra, 'rolled back', null, p_lane)::mq._taken
+                from mq.log_{t} as l where l.lane = p_lane and l.xid = p_xid and l.msg_id = p_id);
     perform mq._take_back({q}, p_max, null, array[v_taken], 'rolled back', true);
 end $$;
 
