@@ -10,7 +10,19 @@ import pytest
 
 import mq
 from support import measure, race, wait
-from support.race import Connect, fill, maintain, number, put, rotate, sweep, take, take_rows, value
+from support.race import (
+    Background,
+    Connect,
+    fill,
+    maintain,
+    number,
+    put,
+    rotate,
+    sweep,
+    take,
+    take_rows,
+    value,
+)
 
 pytestmark = pytest.mark.matrix
 database, session = race.database, race.session
@@ -146,6 +158,46 @@ def test_stragglers_and_own_messages(conn: psycopg.Connection, session: Connect)
     old[2].commit()
     assert take(conn, 10) == ["old 2"]
     assert take(conn, 10) == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_was_consumed_between_the_look_and_the_lock_is_not_delivered_again(
+    conn: psycopg.Connection, session: Connect, background: Background, n: int
+) -> None:
+    """The second of two looks while the first has the message, and gets its lock when that has committed."""
+    fill(conn, 8)
+    first, second, index = session(), session(autocommit=True), session()
+    for _ in range(2):  # plans are made: from here on an index is opened behind the snapshot
+        assert len(take_rows(second, n)) == n
+    left = list(range(2 * n + 1, 9))
+    queue_id = number(conn)
+    row = conn.execute(
+        f"select xid::text from mq.log_{queue_id}_1 where msg_id = %s", (left[0],)
+    ).fetchone()
+    assert row is not None
+    # What its dequeue would do, but without the index of the log.
+    assert value(
+        first,
+        "select pg_try_advisory_xact_lock(mq._message_class(), mq._message_key(%s, %s))",
+        queue_id,
+        left[0],
+    )
+    first.execute(
+        f"insert into mq.taken_{queue_id}_1 (xid, msg_id, lane, attempt) values (%s::xid8, %s, 0, 1)",
+        (row[0], left[0]),
+    )
+    index.execute(f"reindex index mq.log_{queue_id}_1_order")
+    got = background(take, second, n)
+    wait.until_blocked(conn, wait.backend_pid(second), by=wait.backend_pid(index))
+    query = value(
+        conn, "select query from pg_stat_activity where pid = %s", wait.backend_pid(second)
+    )
+    assert "mq.dequeue" in query
+    first.commit()
+    index.rollback()
+    assert got.result() == left[1 : 1 + n]
+    rest = [payload for _ in range(8) for payload in take(second, n)]
+    assert sorted([*got.result(), *rest]) == left[1:]
 
 
 # -- poisons ----------------------------------------------------------------------------------------
