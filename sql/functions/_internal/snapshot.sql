@@ -65,14 +65,24 @@ create or replace function mq._ranges_ahead(prev pg_snapshot, cur pg_snapshot, a
                                             out lo_xids xid8[], out lo_ids bigint[], out hi_xids xid8[])
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    r record;
+    v_now constant pg_snapshot := mq._snapshot();       -- one: each expression has a newer one
+    r     record;
 begin
-    r := mq._ranges(coalesce(prev, '1:1:'), coalesce(cur, mq._snapshot()), coalesce(at_xid, '0'), coalesce(at_id, 0));
+    -- Where nobody was, or is, in the middle of anything, it is all one part.
+    if pg_snapshot_xmin(v_now) = pg_snapshot_xmax(v_now) and pg_snapshot_xmin(prev) = pg_snapshot_xmax(prev)
+        and (pg_snapshot_xmin(cur) = pg_snapshot_xmax(cur)) is not false
+    then
+        lo_xids := array[greatest(at_xid, pg_snapshot_xmax(prev))];
+        lo_ids := array[case when at_xid >= pg_snapshot_xmax(prev) then at_id else 0 end];
+        hi_xids := array[(pg_snapshot_xmax(v_now)::text::bigint - 1)::text::xid8];
+        return;
+    end if;
+    r := mq._ranges(coalesce(prev, '1:1:'), coalesce(cur, v_now), coalesce(at_xid, '0'), coalesce(at_id, 0));
     lo_xids := r.lo_xids;
     lo_ids := r.lo_ids;
     hi_xids := r.hi_xids;
     if cur is not null then
-        r := mq._ranges(cur, mq._snapshot(), '0', 0);
+        r := mq._ranges(cur, v_now, '0', 0);
         lo_xids := lo_xids || r.lo_xids;
         lo_ids := lo_ids || r.lo_ids;
         hi_xids := hi_xids || r.hi_xids;

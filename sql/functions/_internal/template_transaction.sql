@@ -21,7 +21,7 @@ begin
 create or replace function mq._take_{t}(p_ticket bigint, p_sub smallint, p_lane smallint, p_n int, p_vt interval, p_fresh boolean, p_due boolean, p_had boolean, p_give_up timestamptz)
 returns setof mq.delivery language plpgsql as $$
 declare
-    v_left      constant int := mq._claims_left();
+    v_left      constant int := case when coalesce(current_setting('mq.claims', true), '') = '' then 1000 else mq._claims_left() end;
     v_most      constant int := least(p_n, v_left);
     v_call      constant bigint := {token};
     m           record;
@@ -65,7 +65,7 @@ begin
                         where z.lane = p_lane and z.xid = u.xid and z.msg_id = u.msg_id
                           and (z.xmax <> '0'::xid) = (v_strikes is not null)
                           and not exists (select from mq.taken_{t} as y where y.xid = z.xid and y.msg_id = z.msg_id offset 0)
-                          and (v_strikes is not null or ((z.extra ->> 'e')::bigint <= mq._microseconds(clock_timestamp())) is not true)
+                          and (v_strikes is not null or z.extra is null or ((z.extra ->> 'e')::bigint <= mq._microseconds(clock_timestamp())) is not true)
                         limit 1 for update) as l),
                 took as (
                     insert into mq.taken_{t} (xid, msg_id, lane, attempt, call)
