@@ -133,6 +133,48 @@ def test_a_whole_round_is_prepared_and_survives_a_crash(server: Server) -> None:
         conserve.check(dsn, known=[*range(1, 41), 100, 102, 104, 200, 202, 204, 300])
 
 
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+def test_what_a_prepared_transaction_took_is_its_own(
+    prepared: psycopg.Connection, connect: Connect, how: str
+) -> None:
+    """In mode transaction, too, the locks outlive the session."""
+    conn = prepared
+    conn.execute("select mq.create_queue('tx', mode => 'transaction', notify => 'never')")
+    race.fill(conn, 6, "tx")
+    conn.execute("begin")
+    assert race.take(conn, 2, "tx") == [1, 2]
+    prepare(conn, "took")
+    other = connect()
+    assert race.take(other, 1, "tx") == [3]
+    for _ in range(3):
+        race.maintain(conn, "tx")
+    finish(conn, "took", how)
+    left = [(r[5], r[2]) for _ in range(5) for r in race.take_rows(other, 1, "tx")]
+    assert left == [*([(1, 2), (2, 2)] if how == "rollback" else []), (4, 1), (5, 1), (6, 1)]
+
+
+def test_what_was_taken_when_the_server_crashed_is_there_again(server: Server) -> None:
+    """In mode transaction: what committed is consumed, the rest is not, and a prepared one still decides."""
+    with Server(server.name, settings={"full_page_writes": "on"}) as own:
+        own.create_database("crashed", template.make(own))
+        with psycopg.connect(own.dsn("crashed"), autocommit=True) as conn:
+            conn.execute("select mq.create_queue('tx', mode => 'transaction', notify => 'never')")
+            race.fill(conn, 6, "tx")
+            assert race.take(conn, 1, "tx") == [1]
+            conn.execute("begin")
+            assert race.take(conn, 2, "tx") == [2, 3]
+            prepare(conn, "took")
+            conn.execute("begin")
+            assert race.take(conn, 1, "tx") == [4]
+            own.restart("immediate")
+            conn.close()
+        with psycopg.connect(own.dsn("crashed"), autocommit=True) as conn:
+            assert [payload for _ in range(3) for payload in race.take(conn, 1, "tx")] == [4, 5, 6]
+            finish(conn, "took", "rollback")
+            assert [race.take_rows(conn, 1, "tx")[0][2] for _ in range(2)] == [2, 2]
+            assert race.take(conn, 1, "tx") == []
+
+
 def test_a_transaction_that_has_notified_cannot_be_prepared(
     database: str, conn: psycopg.Connection
 ) -> None:

@@ -430,6 +430,26 @@ def test_who_sits_in_front_slows_nobody(database: str, session: Connect) -> None
     assert take(conn) == [1]
 
 
+def test_an_empty_poll_does_not_walk_what_is_not_committed(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    fill(conn, 1)
+    assert take(conn) == [1]
+    maintain(conn)  # marks
+    assert value(conn, f"select count(*) from mq.mark_{number(conn)}_1") > 0
+
+    def poll() -> measure.Cost:
+        return measure.cost([measure.call(conn, "select * from mq.dequeue('q')") for _ in range(5)])
+
+    poll()
+    before, producer = poll(), session()
+    fill(producer, 5000)
+    conn.execute("select pg_current_xact_id()")  # younger, and done
+    after = poll()
+    assert after.median <= before.median + 10, f"{before}; {after}"
+    producer.rollback()
+
+
 def test_an_empty_poll_writes_nothing(conn: psycopg.Connection, session: Connect) -> None:
     fill(conn, 3)
     a, b = session(), session()
