@@ -215,8 +215,9 @@ begin
         -- tables that this call has used.
         exit when v_until is null or clock_timestamp() >= v_until
             -- Nor is what it buried in transaction mode gone before that, or what it brought back to an ordering key there; and
-            -- it has locks that keep others from it.
+            -- it has locks that keep others from it. (An ack has written already, so then the locks tell.)
             or not v_begun and pg_current_xact_id_if_assigned() is not null
+               and (dequeue.ack is null or mq._has_lock(q.queue_id, -2) or mq._has_lock(q.queue_id, -12))
             or exists (select from mq.slot as s where s.queue_id = q.queue_id and s.made_by = pg_current_xact_id_if_assigned())
             or mq._ran_backwards(q.queue_id);
         perform pg_sleep(least(v_pause, extract(epoch from v_until - clock_timestamp()),

@@ -171,3 +171,14 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
     return (hashint8extended(_lock_key.no, _lock_key.queue_id::bigint * 16777216) & 2147483647)::int;
 end $$;
+
+-- Whether this transaction has one of those locks.
+create or replace function mq._has_lock(queue_id int, no int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (
+        select from pg_locks as l
+        where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 2 and l.mode = 'ExclusiveLock'
+          and l.classid = mq._lock_class()::oid and l.objid = mq._lock_key(_has_lock.queue_id, _has_lock.no)::oid
+          and l.database = (select d.oid from pg_database as d where d.datname = current_database()));
+end $$;
