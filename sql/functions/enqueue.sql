@@ -40,7 +40,6 @@ begin
     if num_nonnulls(enqueue.priority, enqueue.ordering_key, enqueue.dedup_key, enqueue.ttl, enqueue.on_duplicate) > 0 then
         perform mq._check_dedup(enqueue.dedup_key is not null, enqueue.on_duplicate);
         perform mq._check_key('dedup_key', enqueue.dedup_key), mq._check_key('ordering_key', enqueue.ordering_key);
-        perform mq._not_yet('ordering_key in mode "transaction"') where enqueue.ordering_key is not null and q.mode = 'transaction';
         v_ending := case when q.dedup_window = '0' then enqueue.dedup_key end;
         v_lane := mq._lane_of(enqueue.priority, num_nonnulls(enqueue.ttl, v_ending, enqueue.ordering_key) = 0);
         v_extra := mq._extra(enqueue.ttl, v_due_at, v_ending, enqueue.ordering_key);
@@ -87,5 +86,5 @@ ordering_key: 1 to 512 bytes. Messages of a queue that have the same are deliver
 dedup_key: 1 to 512 bytes. While a message has it, which is for the dedup_window of the queue, no other is enqueued with it; default null. Somebody else''s open transaction that enqueues the same key is waited for.
 on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises, ''replace'' cancels that message, if it waits, and enqueues this one in its place; default ''keep''. For replace read what cancel says.
 Returns: the message''s msg_id, counted per queue from 1.
-Raises: MQ001 no such queue; MQ008 it is full; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 an ordering_key in a queue of mode transaction, or ''replace'' or an overflow that removes others outside READ COMMITTED.
+Raises: MQ001 no such queue; MQ008 it is full; MQ009 with on_duplicate ''reject'', a message has the dedup_key; 55P03 with ''replace'', others do not let go of where that is; 22004 null payload; 22023 a negative delay or both, no such priority, a ttl that ends before the delay, or a bad key; 40001 outside READ COMMITTED, somebody else took the dedup_key; 40P01 two transactions wait for keys of each other; 0A000 ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

@@ -89,5 +89,5 @@ delay, deliver_at and the other options: as for enqueue, for all of them.
 dedup_keys: one for each payload, or null for none; equal ones make one message, the first, or with on_duplicate ''replace'' the last. dedup_key, the same for all, makes one of all.
 ordering_keys: one for each payload, or null for none. ordering_key is the same for all.
 Returns: their msg_ids, in the order of payloads; where another message has the key, of that.
-Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 an ordering_key in a queue of mode transaction, or ''replace'' or an overflow that removes others outside READ COMMITTED.
+Raises: MQ001 no such queue; MQ008 it is full, or would be; MQ009 on_duplicate is ''reject'', and a message has one of the keys; 22004 a null payload; 22023 as many headers or keys as payloads are needed, or a bad delay or key; 40001, 40P01 as enqueue; 0A000 ''replace'' or an overflow that removes others outside READ COMMITTED.
 Role: mq_producer.';

@@ -15,8 +15,6 @@ begin
     end if;
     perform mq._use_lane(t.queue_id, t.register, t.lanes, x.lane, has_order => x.has_order)
     from (select distinct d.lane, d.ordering_key is not null as has_order from mq.dead_letter as d where d.queue_id = q.queue_id) as x where x.lane <> 0;
-    perform mq._not_yet('ordering_key in mode "transaction"') where t.mode = 'transaction' and exists (
-        select from mq.dead_letter as d where d.queue_id = q.queue_id and d.ordering_key is not null and (redrive.msg_ids is null or d.msg_id = any (redrive.msg_ids)));
     -- A row that another redrive has is skipped: each dead letter comes back once.
     execute 'with chosen as (
             select d.queue_id, d.msg_id from mq.dead_letter as d
@@ -48,5 +46,5 @@ queue: where they are. msg_ids: which; default all.
 to_queue: where they go; default the same queue. max_messages: at most so many, the oldest death first.
 Returns: how many.
 They come whatever max_depth says; only new messages do not, then.
-Raises: MQ001 no such queue; 22023 a negative max_messages; 55P03 it is being counted for max_depth, for long; 0A000 one has an ordering_key, and to_queue is of mode transaction.
+Raises: MQ001 no such queue; 22023 a negative max_messages; 55P03 it is being counted for max_depth, for long.
 Role: mq_admin.';

@@ -96,6 +96,25 @@ def test_a_lost_connection_gives_them_back(conn: psycopg.Connection, session: Co
     assert [(r[5], r[2]) for r in take_rows(conn, 1)] == [(2, 2)]
 
 
+def test_a_mark_of_one_who_sees_only_what_is_held_out_forgets_nothing(
+    conn: psycopg.Connection, session: Connect
+) -> None:
+    """He looks at no more than he passed; what is behind those that others have is there still."""
+    fill(conn, 20)
+    holder = session()
+    assert take(holder, 10) == list(range(1, 11))
+    assert take(conn, 1) == [11]
+    mark = f"select mq._mark_{number(conn)}_1(1::smallint, 0::smallint, %s)"
+    conn.execute(mark, (4096,))  # holds out ten, and goes on behind the eleventh
+    holder.rollback()
+    assert take(conn, 1) == [1]
+    conn.execute(mark, (3,))
+    assert take(conn, 9) == [2]  # suspects come one by one
+    while rows := take(conn, 20):
+        assert rows[-1] <= 20
+    assert value(conn, "select settled_total from mq.queue_stats('q')") == 20
+
+
 def test_a_savepoint_gives_back_what_came_after_it(
     conn: psycopg.Connection, session: Connect
 ) -> None:

@@ -143,7 +143,6 @@ declare
     e          record := mq._enter_keys(q, dedup_keys, on_duplicate);
     v_register bigint;
 begin
-    perform mq._not_yet('ordering_key in mode "transaction"') where q.mode = 'transaction' and cardinality(array_remove(ordering_keys, null)) > 0;
     if true = any (e.are_new) then
         if q.max_depth is not null then
             perform mq._admit(q.queue_id, e.places);

@@ -39,7 +39,6 @@ begin
         end if;
         if i.has_keys then
             perform mq._check_key('dedup_key', r.dedup_key), mq._check_key('ordering_key', r.ordering_key) from arrived as r where r.queue = i.queue;
-            perform mq._not_yet('ordering_key in mode "transaction"') from arrived as r where r.queue = i.queue and r.ordering_key is not null and q.mode = 'transaction';
             v_ends := q.dedup_window = '0';
             perform mq._use_lane(q.queue_id, q.register, q.lanes, x.lane, has_key => x.has_key, has_order => x.has_order)
             from (select distinct mq._lane_of(r.priority, false) as lane, v_ends and r.dedup_key is not null as has_key, r.ordering_key is not null as has_order

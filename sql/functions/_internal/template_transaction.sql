@@ -75,6 +75,16 @@ begin
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 perform set_config('mq.claims', (1000 - v_left + v_count)::text, true);
+                -- An ordering key is free when this commits.
+                if p_lane >= 10 and pg_sequence_last_value('mq.lanes_{q}') & 8192 <> 0 then
+                    insert into mq.parked_{q} (event, ordering_key, settled)
+                    select (1::bigint << 62) + l.msg_id, l.extra ->> 'k', 1
+                    from unnest(a_xids, a_ids) as u (xid, msg_id)
+                    cross join lateral (
+                        select z.msg_id, z.extra from mq.log_{t} as z where z.lane = p_lane and z.xid = u.xid and z.msg_id = u.msg_id limit 1) as l
+                    where l.extra ? 'k'
+                      and exists (select from mq.taken_{t} as t where t.xid = u.xid and t.msg_id = u.msg_id and t.no = 0 and t.call = v_call offset 0);
+                end if;
                 perform mq._answered('mq.notified_{q}') where pg_sequence_last_value('mq.notified_{q}') % 2 = 0;
                 -- The more there is to pass, the more likely somebody makes it shorter for the others.
                 if random() * 16 < c.passed + v_count - 8 then
@@ -133,6 +143,8 @@ begin
     select x.* into m from mq.mark_{t} as x where x.lane = p_lane order by x.lane desc, x.no desc limit 1;
     v_prev := coalesce(m.prev, '1:1:');
     v_cur := coalesce(m.cur, mq._snapshot());
+    -- What is held out comes first: he who saw no more than that would take the window for used up.
+    p_most := p_most + coalesce(cardinality(m.held_ids), 0);
     r := mq._ranges(v_prev, v_cur, coalesce(m.next_xid, '0'), coalesce(m.next_id, 0));
     with walk as materialized (
         select x.xid, x.msg_id, x.is_taken, x.is_held, row_number() over () as no,
@@ -182,9 +194,11 @@ begin
         where l.xmax = '0'::xid and (l.extra ->> 'e')::bigint <= mq._microseconds(clock_timestamp())
           and not exists (select from mq.taken_{t} as y where y.xid = u.xid and y.msg_id = u.msg_id offset 0)),
     took as (
-        insert into mq.taken_{t} (xid, msg_id, lane, attempt, outcome) select x.xid, x.msg_id, p_lane, x.attempt, 'expired' from late as x)
-    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane)
-    select {q}, x.msg_id, x.enqueued_at, x.attempt - 1, 'expired', coalesce(x.extra -> 'h', '[]'), x.payload, x.headers, p_lane from late as x
+        insert into mq.taken_{t} (xid, msg_id, lane, attempt, outcome) select x.xid, x.msg_id, p_lane, x.attempt, 'expired' from late as x),
+    freed as (
+        insert into mq.parked_{q} (event, ordering_key, settled) select (1::bigint << 62) + x.msg_id, x.extra ->> 'k', 1 from late as x where x.extra ? 'k')
+    insert into mq.dead_letter (queue_id, msg_id, enqueued_at, attempts, reason, history, payload, headers, lane, ordering_key)
+    select {q}, x.msg_id, x.enqueued_at, x.attempt - 1, 'expired', coalesce(x.extra -> 'h', '[]'), x.payload, x.headers, p_lane, x.extra ->> 'k' from late as x
     on conflict do nothing;
 end $$;
 

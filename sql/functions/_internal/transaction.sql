@@ -44,6 +44,11 @@ begin
         from back as b join mq.log_{t} as l on l.lane = b.lane and l.xid = b.xid and l.msg_id = b.msg_id
         $x$ end, '{t}', _settle_taken.queue_id || '_' || _settle_taken.slot)
         into v_taken using _settle_taken.call, _settle_taken.msg_ids, _settle_taken.outcome;
+    -- They are not consumed after all. What becomes of their ordering keys, whoever takes them back says.
+    if _settle_taken.outcome <> 'acked' and exists (select from unnest(v_taken) as x where x.extra ? 'k') then
+        execute format('delete from mq.parked_%s as p using unnest($1) as x where p.xid = pg_current_xact_id() and p.event = (1::bigint << 62) + x.msg_id',
+                       _settle_taken.queue_id) using v_taken;
+    end if;
     return coalesce(v_taken, '{}'::mq._taken[]);
 end $f$;
 
@@ -76,7 +81,7 @@ begin
 end $$;
 
 -- Upkeep of a queue of mode transaction, in a transaction that soon commits: what is due joins the others as if it were new,
--- and suspects that are out of attempts are buried. Returns how many of both. Never part of dequeue: its transaction may go on
+-- so does one message of each ordering key of which none is there, and suspects that are out of attempts are buried. Returns how many of both. Never part of dequeue: its transaction may go on
 -- for long, and nobody else could do it meanwhile.
 create or replace function mq._tend(q mq.queue, out joined int, out buried int)
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
@@ -96,19 +101,60 @@ begin
             -- Each is appended by the promoter's transaction, who has a lock to himself, and takes its turn by that.
             execute replace(replace($x$
                 with due as materialized (select * from mq._promote_{q}($1, 1000, 23)),
-                gone as (delete from mq.cancelled as c using due as d where c.queue_id = {q} and c.msg_id = d.msg_id returning c.msg_id)
+                gone as (delete from mq.cancelled as c using due as d where c.queue_id = {q} and c.msg_id = d.msg_id returning c.msg_id),
+                parked as (
+                    insert into mq.parked_{q} (event, ordering_key, place, enqueued_at, lane, attempt, payload, headers, extra)
+                    select d.msg_id, d.extra ->> 'k', (d.extra ->> 'o')::bigint, d.enqueued_at, d.lane, d.attempt, d.payload, d.headers, d.extra - 'o' from due as d
+                    where d.outcome is null and d.extra ? 'k' and d.msg_id not in (select g.msg_id from gone as g))
                 insert into mq.log_{t} (msg_id, enqueued_at, lane, attempt, payload, headers, extra)
                 select d.msg_id, d.enqueued_at, d.lane, d.attempt, d.payload, d.headers, d.extra from due as d
-                where d.outcome is null and d.msg_id not in (select g.msg_id from gone as g)
+                where d.outcome is null and (d.extra ? 'k') is not true and d.msg_id not in (select g.msg_id from gone as g)
                 $x$, '{t}', q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)), '{q}', q.queue_id::text) using v_lane;
             get diagnostics v_count = row_count;
             joined := joined + v_count;
             exit when v_count < 1000;
         end loop;
+        if v_lane >= 10 and mq._uses_order(q.queue_id) then
+            joined := joined + mq._admit_to_log(q, v_lane);
+        end if;
     end loop;
     if joined > 0 then
         perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
     end if;
+end $f$;
+
+-- Admits messages with ordering keys (_internal/key.sql), one of a key, to the log. So of a key there is never more than one that can be taken: who
+-- takes it says so by a release, which is there when he commits, and not when he rolls back. What was cancelled is dropped.
+create or replace function mq._admit_to_log(q mq.queue, lane smallint) returns int
+language plpgsql set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $f$
+declare
+    v_admitted int;
+    v_count    int;
+    v_sum      int := 0;
+begin
+    if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -12)) then
+        return 0;           -- somebody else does
+    end if;
+    for v_round in 1 .. 20 loop
+        execute format('select mq._fold_%s($1, 23)', q.queue_id) using lane;
+        execute replace(replace($x$
+            with admitted as materialized (select * from mq._admit_keys_{q}($1, 1, 1000)),
+            gone as (delete from mq.cancelled as c using admitted as a where c.queue_id = {q} and c.msg_id = a.msg_id returning c.msg_id),
+            freed as (
+                insert into mq.parked_{q} (event, ordering_key, settled)
+                select (1::bigint << 62) + a.msg_id, a.extra ->> 'k', 1 from admitted as a join gone as g on g.msg_id = a.msg_id),
+            joined as (
+                insert into mq.log_{t} (msg_id, enqueued_at, lane, attempt, payload, headers, extra)
+                select a.msg_id, a.enqueued_at, $1, a.attempt, a.payload, a.headers, a.extra from admitted as a
+                where a.msg_id not in (select g.msg_id from gone as g))
+            select count(*), count(*) - (select count(*) from gone) from admitted
+            $x$, '{t}', q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)), '{q}', q.queue_id::text) into v_admitted, v_count using lane;
+        v_sum := v_sum + v_count;
+        exit when v_admitted = 0;
+    end loop;
+    return v_sum;
 end $f$;
 
 -- For mq.cancel: takes a message of the log that waits, and that no open transaction has. False: it is not there, or somebody has it.
@@ -127,14 +173,18 @@ begin
             return false;
         end if;
         -- With it locked, look again. One that expired counts as dead.
-        execute replace($x$
+        execute replace(replace($x$
             with took as (
                 insert into mq.taken_{t} (xid, msg_id, lane, attempt, outcome)
                 select l.xid, l.msg_id, l.lane, l.attempt, 'cancelled' from mq.log_{t} as l
                 where l.msg_id = $1 and (l.xmax <> '0'::xid or mq._expired_at(l.extra) is null)
-                  and not exists (select from mq.taken_{t} as t where t.xid = l.xid and t.msg_id = l.msg_id) returning 1)
+                  and not exists (select from mq.taken_{t} as t where t.xid = l.xid and t.msg_id = l.msg_id) returning xid, msg_id, lane),
+            freed as (
+                insert into mq.parked_{q} (event, ordering_key, settled)
+                select (1::bigint << 62) + l.msg_id, l.extra ->> 'k', 1
+                from took as t join mq.log_{t} as l on l.lane = t.lane and l.xid = t.xid and l.msg_id = t.msg_id where l.extra ? 'k')
             select exists (select from took)
-            $x$, '{t}', _cancel_taken.queue_id || '_' || v_slot) into v_found using _cancel_taken.msg_id;
+            $x$, '{t}', _cancel_taken.queue_id || '_' || v_slot), '{q}', _cancel_taken.queue_id::text) into v_found using _cancel_taken.msg_id;
         return v_found;
     end loop;
     return false;
