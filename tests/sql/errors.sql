@@ -19,7 +19,7 @@ create temp table errors as
                             test.queue_id('errors') || '.1.1.0.1.0.0.1.1000000000000000000')),
         (4, 'MQ004', $$ select mq.ack('errors', 'x') $$),
         (5, 'MQ007', $$ select mq._too_many_claims() $$),
-        (6, '0A000', $$ select mq.enqueue('errors.transaction', '1', ordering_key => 'k') $$),
+        (6, '0A000', $$ select mq.alter_queue('errors.transaction', max_depth => 1) $$),
         (13, 'MQ008', $$ select mq.enqueue_batch('errors.full', '{1,2}') $$),
         (7, '22004', $$ select mq.enqueue('errors', null) $$),
         (8, '22023', $$ select * from mq.dequeue('errors', 0) $$),

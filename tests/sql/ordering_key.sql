@@ -1,4 +1,4 @@
-select plan(109);
+select plan(108);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -249,9 +249,6 @@ select throws_like(format('select mq.enqueue(%L, %L, ordering_key => %L)', 'orde
 select throws_ok($$ select mq.enqueue_batch('ordering_key', '{1,2}', ordering_keys => '{a}') $$, '22023', null, 'a batch has as many keys as messages');
 select throws_ok($$ select mq.enqueue_batch('ordering_key', '{1,2}', ordering_keys => '{a,b}', ordering_key => 'a') $$, '22023', null, 'or one for all');
 select throws_ok($$ select mq.enqueue_batch('ordering_key', '{1,2}', ordering_keys => array['a', repeat('x', 513)]) $$, '22023', null, 'each of at most 512 bytes');
-select mq.drop_queue('ordering_key');
-select mq.create_queue('ordering_key', mode => 'transaction');
-select throws_ok($$ select mq.enqueue('ordering_key', '1', ordering_key => 'a') $$, '0A000', null, 'a queue of mode transaction has none yet');
 select mq.drop_queue('ordering_key');
 
 select * from finish();

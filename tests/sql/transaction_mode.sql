@@ -1,4 +1,4 @@
-select plan(92);
+select plan(111);
 
 -- Begin, dequeue, work, commit.
 select test.forget('tx');
@@ -200,5 +200,55 @@ select is(mq.purge_queue('tx'), 200::bigint, 'what was not consumed can be purge
 select is(pg_temp.next(), null, 'then nothing is left');
 select lives_ok($$ select mq.drop_queue('tx') $$, 'the queue can be dropped');
 select is((select count(*) from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.relname ~ '^(taken|mark|strike|mark_no)_'), 0::bigint, 'with all that it had');
+
+-- Ordering keys: upkeep lets one message of a key join, when the one before it is done.
+select test.forget('tx');
+select mq.create_queue('tx', mode => 'transaction', max_attempts => 2, retry_backoff => '0');
+create function pg_temp.keyed(messages text[], keys text[]) returns void language plpgsql as $$
+begin
+    perform mq.enqueue_batch('tx', (select array_agg(to_jsonb(x) order by o) from unnest(messages) with ordinality as u (x, o)), ordering_keys => keys);
+end $$;
+select pg_temp.keyed('{a1,a2,b1}', '{a,a,b}');
+select is(mq.sweep_stale('tx'), 2, 'one of each key joins the others');
+begin;
+select is(pg_temp.next(10), 'a1 b1', 'they are delivered');
+select is(mq.sweep_stale('tx'), 1, 'to its own transaction they are done');
+rollback;
+select is(mq.sweep_stale('tx'), 0, 'to nobody else, nor after a rollback');
+select is(pg_temp.next(10), 'a1*2', 'which brings the same back');
+select is(pg_temp.next(10), 'b1*2', 'of each key');
+select is(mq.sweep_stale('tx'), 1, 'the commit lets the next one join');
+begin;
+select is((select mq.nack('tx', d.receipt, delay => '0') from mq.dequeue('tx') as d), 1, 'one that is given back');
+commit;
+select pg_temp.keyed('{a3}', '{a}');
+select mq.sweep_stale('tx') \g /dev/null
+select mq.sweep_stale('tx') \g /dev/null
+select is(pg_temp.next(10), 'a2*2', 'goes before those behind it');
+select mq.sweep_stale('tx') \g /dev/null
+begin;
+select is((select mq.nack('tx', d.receipt, dead => true) from mq.dequeue('tx') as d), 1, 'a dead letter');
+commit;
+select pg_temp.keyed('{a4,a5,a6}', '{a,a,a}');
+select is(mq.cancel('tx', 5), true, 'and what is cancelled');
+select mq.sweep_stale('tx') \g /dev/null
+begin;
+select is(pg_temp.next(10), 'a5', 'hold up nobody');
+rollback;
+begin;
+select is(pg_temp.next(10), 'a5*2', 'nor does one that rolls back as often as it may');
+rollback;
+select mq.sweep_stale('tx') \g /dev/null
+select mq.sweep_stale('tx') \g /dev/null
+select is((select string_agg(concat(payload #>> '{}', ' ', reason), ', ' order by msg_id) from mq.dead_letters('tx')), 'a3 rejected, a5 rolled back', 'it is buried');
+select is(pg_temp.next(10), 'a6', 'and the next one is delivered');
+select is(mq.redrive('tx'), 2, 'dead letters are brought back');
+select mq.sweep_stale('tx') \g /dev/null
+select mq.sweep_stale('tx') \g /dev/null
+select is(pg_temp.next(10), 'a3', 'one after the other');
+select mq.sweep_stale('tx') \g /dev/null
+select is(pg_temp.next(10), 'a5', 'in their order');
+select is((select ready + deferred + leased from mq.queue_stats('tx')), 0::bigint, 'nothing is left');
+select mq.drop_queue('tx');
 
 select * from finish();
