@@ -124,7 +124,10 @@ class Chaos:
         mine = range(no, self.keys, 2)
         count = 0
         while count < self.messages // 2 and not self._is_over():
-            keys = [rnd.choice(mine) if rnd.random() < 0.8 else no for _ in range(rnd.choice((1, 1, 5, 40)))]
+            keys = [
+                rnd.choice(mine) if rnd.random() < 0.8 else no
+                for _ in range(rnd.choice((1, 1, 5, 40)))
+            ]
             next_: dict[int, int] = {}
             payloads, names = [], []
             for key in keys:
@@ -140,7 +143,9 @@ class Chaos:
                 with self.order.lock:
                     for key, number in next_.items():
                         self.order.maybe[key].update(range(self.order.put[key], number))
-            with conn.transaction(force_rollback=bool(self.trouble) and rnd.random() < 0.05) as block:
+            with conn.transaction(
+                force_rollback=bool(self.trouble) and rnd.random() < 0.05
+            ) as block:
                 conn.execute(
                     f"select mq.enqueue_batch('q', %s::jsonb[], ordering_keys => %s{options})",
                     (payloads, names),
@@ -179,7 +184,9 @@ class Chaos:
             time.sleep(0.2)
 
     def _waiting(self, conn: psycopg.Connection) -> bool:
-        row = conn.execute("select ready + deferred + leased > 0 from mq.queue_stats('q')").fetchone()
+        row = conn.execute(
+            "select ready + deferred + leased > 0 from mq.queue_stats('q')"
+        ).fetchone()
         assert row is not None
         return bool(row[0])
 
@@ -187,7 +194,7 @@ class Chaos:
         idle = 0.0
         while not self._is_over():
             asked = rnd.choice((1, 1, 3, 10, 50))
-            whole = rnd.random() < 0.1 * self.trouble      # all in a transaction
+            whole = rnd.random() < 0.1 * self.trouble  # all in a transaction
             if not whole:
                 got = self._lease(conn, no, rnd, asked, False)
             else:
@@ -282,9 +289,23 @@ class Chaos:
                 expect(call("nack('q', %s, %s, dead => true)", [keys[bad][at][1]]), 1, "dead")
                 rest = len(keys[bad]) - at - 1
                 if rest:
-                    expect(call("nack('q', %s, %s, delay => '0')", [m[1] for m in keys[bad][at + 1 :]]), rest, "rest")
+                    expect(
+                        call(
+                            "nack('q', %s, %s, delay => '0')", [m[1] for m in keys[bad][at + 1 :]]
+                        ),
+                        rest,
+                        "rest",
+                    )
             else:
-                expect(call("nack('q', %s, %s, delay => %s, count_attempt => false)", [keys[bad][at][1]], delay), 1, "snooze")
+                expect(
+                    call(
+                        "nack('q', %s, %s, delay => %s, count_attempt => false)",
+                        [keys[bad][at][1]],
+                        delay,
+                    ),
+                    1,
+                    "snooze",
+                )
             if good and not first:
                 expect(call("ack('q', %s, %s)", [m[1] for _, m in good]), len(good), "late ack")
         elif chance > 0.1:
