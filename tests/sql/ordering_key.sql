@@ -1,4 +1,4 @@
-select plan(108);
+select plan(109);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -208,6 +208,13 @@ select is((select max(gap) from (select no - lag(no, 1, 0) over (partition by le
 select is((select count(*) from served where what ~ '^quiet'), 20::bigint, 'so all of them are served');
 select is((select array_agg(what order by no) from served where what ~ '^noisy'),
     (select array_agg('noisy' || i order by i) from generate_series(1, 20) as i), 'and the noisy one in order, with what is left');
+
+-- More keys than one call looks at.
+select pg_temp.fresh(', fair => true');
+select mq.enqueue_batch('ordering_key', '{1,2,3}', ordering_key => 'noisy') \g /dev/null
+select mq.enqueue_batch('ordering_key', array_agg(to_jsonb('quiet'::text)), ordering_keys => array_agg('quiet' || i)) from generate_series(1, 70) as i \g /dev/null
+select mq.ack('ordering_key', min(d.receipt)) from mq.dequeue('ordering_key', 64) as d \g /dev/null
+select is(pg_temp.take(64), 'quiet quiet quiet quiet quiet quiet quiet 2 3', 'who had a turn comes behind all that had none');
 
 -- Batches, COPY, and a key of the other kind.
 select pg_temp.fresh(', dedup_window => ''1 hour''');
