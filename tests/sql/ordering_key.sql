@@ -72,12 +72,10 @@ select is(pg_temp.rows('line'), 0::bigint, 'and no key has anything in its line'
 
 -- A smaller n than the run that was made for another.
 select pg_temp.fresh();
-select pg_temp.put('a 1 2 3 4'), pg_temp.put('b 1') \g /dev/null
-begin;
-select is(pg_temp.take(10), 'a1 a2 a3 a4 b1', 'a consumer takes a run of four');
-rollback;
-select is(pg_temp.take(2), 'a1 a2', 'he is gone, and the next one wants two of it');
-select is(pg_temp.take(10), 'b1', 'the rest of it is not for another lease');
+select pg_temp.put('b 1 2 3 4'), pg_temp.put('a 1 2 3 4'), pg_temp.put('c 1') \g /dev/null
+select is(pg_temp.take(4), 'b1 b2 b3 b4', 'a consumer takes a run of four');
+select is(pg_temp.take(2), 'a1 a2', 'there is another such run, of which the next one wants two');
+select is(pg_temp.take(10), 'c1', 'the rest of it is not for another lease');
 select is(pg_temp.ack('a1', 'a2'), 2, 'they are acknowledged');
 select is(pg_temp.take(1), 'a3', 'and the rest comes, in order');
 select is((select attempt from held where what = 'a3'), 1, 'no attempt is counted for it');
