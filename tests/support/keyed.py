@@ -32,8 +32,10 @@ class Order:
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def received(self, who: int, rows: list[Any], asked: int) -> dict[int, list[tuple[int, int]]]:
-        """The messages of a lease by their keys: (number, msg_id)."""
+    def received(
+        self, who: int, rows: list[Any], asked: int, freed: set[int], settled: list[tuple[int, int]]
+    ) -> dict[int, list[tuple[int, int]]]:
+        """The messages of a lease by their keys: (number, msg_id). freed, settled: by the same transaction, before."""
         keys: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for row in rows:
             keys[row[5]["k"]].append((row[5]["s"], row[0]))
@@ -42,11 +44,13 @@ class Order:
                 self.wrong.append(f"{len(rows)} messages instead of {asked}")
             for key, messages in keys.items():
                 numbers = [number for number, _ in messages]
-                if key in self.holder:
+                mine = {number for k, number in settled if k == key}
+                last = max(self.last[key], *mine, -1)
+                if key in self.holder and not (self.holder[key] == who and key in freed):
                     self.wrong.append(f"{who} has {key}, as {self.holder[key]} has")
                 self.holder[key] = who
-                skipped = set(range(self.last[key] + 1, numbers[-1])) - set(numbers)
-                if numbers[0] <= self.last[key] or numbers != sorted(numbers):
+                skipped = set(range(last + 1, numbers[-1])) - set(numbers) - mine
+                if numbers[0] <= last or numbers != sorted(numbers):
                     self.wrong.append(f"{numbers} of {key} came after {self.last[key]}")
                 elif missing := skipped - self.done[key] - self.maybe[key]:
                     self.wrong.append(f"{numbers} of {key} came before {missing}")
@@ -235,7 +239,8 @@ class Chaos:
             return False
         order = self.order
         in_transaction = conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
-        keys = order.received(no, rows, asked)
+        keys = order.received(no, rows, asked, self._held.get(no, set()), self._pending.get(no, []))
+        self._held.get(no, set()).difference_update(keys)
         receipt = rows[0][1]
 
         def settle(key: int, number: int) -> None:
@@ -245,7 +250,7 @@ class Chaos:
                 order.settled(key, number)
 
         def free(*which: int) -> None:
-            if in_transaction:
+            if in_transaction:  # others have it when this ends
                 self._held.setdefault(no, set()).update(which)
             else:
                 order.free(*which)
