@@ -107,7 +107,7 @@ class Everything(Core, *FEATURES):  # type: ignore[misc]
 
 MACHINES: dict[type[Machine] | type[InTransactions], int] = {
     Calm: 1,
-    Core: 2,
+    Core: 3,
     WithCancel: 1,
     WithPriorities: 1,
     WithTtl: 1,
