@@ -8,7 +8,8 @@ from typing import ClassVar
 import psycopg
 from hypothesis import strategies as st
 
-from stateful.machine import SEEN, Draws, Machine, Session
+from stateful.consuming import MANY
+from stateful.machine import SEEN, WHO, Draws, Machine, Session, step
 from stateful.model import Message, Transaction
 from stateful.producing import Producing
 
@@ -19,6 +20,34 @@ class Limiting(Producing):
         "max_depth": st.sampled_from((12, 4, 40)),
         "overflow": st.sampled_from(("reject", "reject", "drop_oldest", "dead_letter")),
     }
+
+    @step(3, who=WHO, more=st.integers(0, 1))
+    def fills(self, who: int, more: int) -> None:
+        """As many as there is room for, or one more."""
+        sent = sum(len(tx.sent) for tx in self.others())
+        room = self.model.settings["max_depth"] - len(self.waiting()) - sent
+        self.send(self.sessions[who], max(room, 0) + more, {})
+
+    @step(
+        2,
+        when=lambda self: any(s.tx is None for s in self.sessions),
+        who=WHO,
+        n=MANY,
+        end=st.sampled_from(("rollback", "commit")),
+    )
+    def takes_and_sends(self, who: int, n: int, end: str) -> None:
+        """What a transaction has taken out is no room for it."""
+        session = self.pick(who, [s for s in self.sessions if s.tx is None])
+        session.conn.execute("begin")
+        session.tx = Transaction(self.model.step)
+        self.dequeue(session, n)
+        self.send(session, 1, {})
+        tx, session.tx = session.tx, None
+        session.conn.execute(end)
+        if end == "commit":
+            tx.commit()
+        else:
+            tx.rollback()
 
     def waiting(self) -> list[Message]:
         """An expired one waits until somebody buries it."""
@@ -51,25 +80,27 @@ class Limiting(Producing):
             self.read_ids()
             if alone:
                 too_many = missing + self.ghosts()
-                assert too_many > (len(self.had()) if drops else 0) or len(messages) > most
+                # What is above the limit already stays: as many go as come.
+                go = min(too_many, len(messages)) if drops else too_many
+                assert go > (len(self.had()) if drops else 0) or len(messages) > most
             return False
         assert drops or missing <= 0 or len(messages) == swaps, (
             f"{missing} messages too many may wait"
         )
         if drops and len(messages) > swaps:
-            self.drops(session, tx, max(missing, 0))
+            self.drops(session, tx, max(missing, 0), len(messages))
         return True
 
     def had(self) -> list[Message]:
         """What can be had to make room, for certain."""
         return [m for m in self.model.having("ready") if not m.hole and m.ordering_key is None]
 
-    def drops(self, session: Session, tx: Transaction, missing: int) -> None:
+    def drops(self, session: Session, tx: Transaction, missing: int, most: int) -> None:
         """The oldest of the lowest priority; which, is seen at once."""
         model = self.model
         seen = {row[0] for row in session.conn.execute(SEEN).fetchall()}
         gone = [m for m in model.having("ready") if m.id not in seen]
-        assert missing <= len(gone) <= missing + self.ghosts()
+        assert min(missing, most) <= len(gone) <= min(missing + self.ghosts(), most)
         for m in self.had():
             assert m in gone or all(m.lane >= x.lane for x in gone), "a lower priority is there"
         for lane in {m.lane for m in gone}:
