@@ -36,7 +36,8 @@ class Limiting(Producing):
         end=st.sampled_from(("rollback", "commit")),
     )
     def takes_and_sends(self, who: int, n: int, end: str) -> None:
-        """What a transaction has taken out is no room for it."""
+        """What a transaction has taken out of a full queue is no room for it."""
+        self.fills(who, 0)
         session = self.pick(who, [s for s in self.sessions if s.tx is None])
         session.conn.execute("begin")
         session.tx = Transaction(self.model.step)

@@ -34,8 +34,10 @@ class Reporting(Consuming):
     def report(self, who: int, which: int, place: int, value: object) -> None:
         """For as long as the message is under the lease; else it is not noted."""
         session = self.pick(who, self.having(self.usable))
-        lease = self.pick(which, self.usable(session))
-        m = self.pick(place, list(lease.left.values()) or list(self.model.messages.values()))
+        live = self.live(session)
+        lease = self.pick(which, live if live and which % 3 else self.usable(session))
+        all_ = list(self.model.messages.values())
+        m = self.pick(place, all_ if place % 3 == 0 else list(lease.left.values()) or all_)
         holds = m.id in lease.left and not lease.lost
         with self.in_transaction(session) as tx, self.blurred(session, lease):
             tx.wrote = tx.settled = True  # time does not pass for what it noted
