@@ -44,7 +44,8 @@ begin
         v.oldest_ready_age := greatest(v.oldest_ready_age, clock_timestamp() - v_oldest);
         v.queue := q.name;
         v.dead := (select count(*) from mq.dead_letter as d where d.queue_id = q.queue_id);
-        select count(*) filter (where x.due_at > clock_timestamp()) as deferred, count(*) as n into m from mq.cancelled as x where x.queue_id = q.queue_id;
+        select count(*) filter (where x.due_at > clock_timestamp()) as deferred, count(*) as n into m from mq.cancelled as x
+        where x.queue_id = q.queue_id and (x.generation is null or exists (select from mq.timetable as s where s.generation = x.generation));      -- else it is not counted above
         v.deferred := v.deferred - m.deferred;
         v.ready := v.ready - (m.n - m.deferred);
         if mq._uses_ttl(q.queue_id) then

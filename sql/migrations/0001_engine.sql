@@ -107,6 +107,7 @@ create table mq.cancelled (
     queue_id int not null,
     msg_id   bigint not null,
     due_at   timestamptz,           -- of what is deferred
+    generation bigint,              -- of a tick: of its schedule
     constraint cancelled_pkey primary key (queue_id, msg_id)
 );
 comment on table mq.cancelled is 'Messages that were cancelled and that nobody has come by since: whoever does drops them.';

@@ -1,4 +1,4 @@
-select plan(53);
+select plan(55);
 
 select test.forget(q) from unnest(array['depth', 'depth.oldest', 'depth.dead', 'depth.none']) as q;
 select mq.create_queue('depth', max_depth => 3, notify => 'never');
@@ -96,6 +96,15 @@ select results_eq($$ select msg_id, attempts, reason, payload, headers, history 
 select is((mq.message_status('depth.dead', 1)).reason, 'overflow', 'message_status, too');
 select is(mq.redrive('depth.dead'), 1, 'they can be put back');
 
-select mq.drop_queue(q) from unnest(array['depth', 'depth.oldest', 'depth.dead']) as q;
+-- Who empties the queue has no more room for that: it may all come back.
+select mq.create_queue('depth.none', max_depth => 2);
+select mq.enqueue_batch('depth.none', '{1,2}') \g /dev/null
+begin;
+select mq.purge_queue('depth.none') \g /dev/null
+select throws_ok($$ select mq.enqueue('depth.none', '3') $$, 'MQ008', null, 'in the transaction of a purge there is no new room');
+rollback;
+select throws_ok($$ select mq.enqueue('depth.none', '3') $$, 'MQ008', null, 'nor after it was rolled back');
+
+select mq.drop_queue(q) from unnest(array['depth', 'depth.oldest', 'depth.dead', 'depth.none']) as q;
 
 select * from finish();

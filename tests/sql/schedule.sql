@@ -1,4 +1,4 @@
-select plan(43);
+select plan(44);
 
 -- Who dequeues and who calls maintain() at one time, and what a crash leaves, is in tests/py/test_schedules.py.
 select test.forget(q) from unnest(array['schedule', 'schedule.other']) as q;
@@ -117,5 +117,12 @@ select lives_ok($$ select mq.schedule(repeat('ä', 100), '@daily', 'schedule', '
 select is(mq.unschedule(repeat('ä', 100)), true, 'as it ends');
 select throws_ok($$ select test.run_as('mq_producer', 'select mq.schedule(''b'', ''@daily'', ''schedule'', ''1'')') $$, '42501', null, 'nor may just anybody');
 
-select mq.drop_queue(q) from unnest(array['schedule', 'schedule.other']) as q;
+-- A tick that is cancelled, and then its schedule ends.
+select mq.create_queue('schedule.none');
+select mq.schedule('gone', '@yearly', 'schedule.none', '1');
+select mq.cancel('schedule.none', 1) \g /dev/null
+select mq.unschedule('gone') \g /dev/null
+select results_eq($$ select ready, deferred from mq.queue_stats('schedule.none') $$, $$ values (0::bigint, 0::bigint) $$, 'a tick that is gone in two ways is not counted, either way');
+
+select mq.drop_queue(q) from unnest(array['schedule', 'schedule.other', 'schedule.none']) as q;
 select * from finish();

@@ -121,7 +121,7 @@ begin
             select * into m from mq._locate(q.queue_id, _cancel.msg_id) as x;
             if m = l then
                 perform mq._use(q.queue_id, q.lanes, 2048);
-                insert into mq.cancelled (queue_id, msg_id, due_at) values (q.queue_id, _cancel.msg_id, l.due_at) on conflict do nothing;
+                insert into mq.cancelled (queue_id, msg_id, due_at, generation) values (q.queue_id, _cancel.msg_id, l.due_at, (l.extra ->> 's')::bigint) on conflict do nothing;
                 if found and l.due_at is not null and l.extra ? 'o' then
                     perform mq._abandon(q, _cancel.msg_id, l.extra ->> 'k');
                     return true;

@@ -75,7 +75,7 @@ declare
     v_max     bigint;
     v_depth   bigint;
 begin
-    if mq._is_stale_snapshot() then
+    if mq._is_stale_snapshot() or mq._has_emptied(_recount.queue_id) then
         return null;
     end if;
     perform pg_advisory_xact_lock(mq._lock_class(), mq._lock_key(_recount.queue_id, -10));
@@ -94,6 +94,17 @@ exception
         return v_depth;
     when lock_not_available or deadlock_detected then      -- he who has drawn before, too, wants to count
         return null;
+end $$;
+
+-- Whether this transaction has emptied tables of the queue (purge_queue): it sees room that a rollback takes back.
+create or replace function mq._has_emptied(queue_id int) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (
+        select from pg_locks as l
+        where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.mode = 'AccessExclusiveLock'
+          and l.relation = to_regclass(format('mq.promotion_%s_0', _has_emptied.queue_id))
+          and l.database = (select d.oid from pg_database as d where d.datname = current_database()));
 end $$;
 
 -- Takes the n oldest messages that are ready, of the lowest priority there is, as a consumer does, and settles them; false if there
