@@ -305,6 +305,7 @@ class ConsumerBase(Generic[C]):
         if self._done is not None:  # a dequeue failed, and may have settled it or not
             yield from self._settle(self._done, doubtful=True)
             self._done = None
+        looked_again = False
         while True:
             if self._lease is not None:
                 if self._guard is not None:  # busy: spare the producers
@@ -328,8 +329,11 @@ class ConsumerBase(Generic[C]):
                 self._idle.reset()
                 self._short.reset()
                 self._hold(taken, asked_at, split)
-            elif self._stop_when_empty:
+                looked_again = False
+            elif self._stop_when_empty and looked_again:
                 return
+            elif self._stop_when_empty:
+                looked_again = True  # what a call finds due may come with the next one
             else:
                 yield from self._wait()
 
@@ -370,6 +374,8 @@ class ConsumerBase(Generic[C]):
                 if self._guard is not None:
                     yield from execute(calls.unlisten(queue=self.queue))
                     self._guard = None
+            elif (yield from self._tend()):
+                continue  # something has joined what can be had
             elif self._stop_when_empty:
                 return
             else:
@@ -385,10 +391,10 @@ class ConsumerBase(Generic[C]):
         except Error as error:
             log.error("queue %s: rolled back: %s", self.queue, error.message)
 
-    def _tend(self) -> Flow[None]:
-        """Nobody's dequeue lets what is due join the others: its transaction might last."""
+    def _tend(self) -> Flow[int]:
+        """Nobody's dequeue lets what is due join the others: its transaction might last. How many did."""
         self._tend_at = time.monotonic() + TEND
-        yield from execute(calls.sweep_stale(queue=self.queue))
+        return (yield from execute(calls.sweep_stale(queue=self.queue)))
 
     def _hold(self, taken: Taken, asked_at: float, split: Split) -> None:
         kind = Claim if self._transactional else Lease

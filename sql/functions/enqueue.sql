@@ -82,7 +82,7 @@ headers: more JSON for the consumer, default null.
 delay: deliver not before so long from now; deliver_at: not before that time. At most one of the two; default at once.
 priority: 0 to 9, 9 is delivered first; default 4. Within a priority the oldest is first.
 ttl: if it is not delivered so long from now, it becomes a dead letter, with the reason ''expired'', and is never delivered; default null: it waits for ever.
-ordering_key: 1 to 512 bytes. Messages of a queue that have the same are delivered in order, under one lease at a time: what failed or is still under lease holds up those behind it, and no others; default null. A delayed one comes behind those that are there when it is due.
+ordering_key: 1 to 512 bytes. Messages of a queue that have the same are delivered in its order (what was committed before another transaction began comes first), under one lease at a time: what failed or is still under lease holds up those behind it, and no others; default null. A delayed one comes behind those that are there when it is due.
 dedup_key: 1 to 512 bytes. While a message has it, which is for the dedup_window of the queue, no other is enqueued with it; default null. Somebody else''s open transaction that enqueues the same key is waited for.
 on_duplicate: ''keep'' returns the msg_id of the message that has the key, ''reject'' raises, ''replace'' cancels that message, if it waits, and enqueues this one in its place; default ''keep''. For replace read what cancel says.
 Returns: the message''s msg_id, counted per queue from 1.

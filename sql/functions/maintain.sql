@@ -192,6 +192,7 @@ begin
             end if;
             perform mq._forget_kept(q.queue_id, q.retention);
             perform mq._forget_delivered(q);
+            perform mq._forget_idle_keys(q.queue_id);
             -- What an earlier call drained: by now nobody looks there for anything, but rewind and history, as long as it is kept.
             for s in
                 select * from mq.segment as x

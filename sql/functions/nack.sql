@@ -49,11 +49,11 @@ comment on function mq.nack(text, text, bigint[], interval, text, boolean, boole
 'Gives messages back: they are delivered again later, or become dead letters when max_attempts is used up.
 queue: its name.
 receipt: of the dequeue that leased them; in a queue of mode transaction, of this transaction.
-msg_ids: which of them; default all that are left.
+msg_ids: which of them; default all that are left. What stands behind one of them, by its ordering_key, goes back with it, with no attempt counted; dead letters leave it.
 delay: when to try again, from now; default what the queue''s retry_policy says.
 reason: kept in the history that a dead letter shows; default none.
 dead: true makes them dead letters at once; default false.
 count_attempt: false puts them off without using up an attempt, as often as you like, and without a note in the history; default true.
-Returns: how many were given back by this call; 0: the lease was lost, or they were settled before.
+Returns: how many of those that were asked for were given back by this call; 0: the lease was lost, or they were settled before.
 Raises: MQ001 no such queue; MQ004 a malformed receipt; 22004 a null receipt; 22023 a negative delay, or dead with count_attempt => false; 55P03 somebody else''s open transaction is settling the same lease; 40001 in REPEATABLE READ when the lease is newer than the snapshot.
 Role: mq_consumer.';

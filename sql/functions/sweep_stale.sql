@@ -31,7 +31,7 @@ begin
 end $$;
 
 comment on function mq.sweep_stale(text) is
-'Takes back messages whose lease ran out: they are delivered again at once, or become dead letters when max_attempts is used up. Up to 10000 a queue and call. A consumer that finds nothing does this by itself. In a queue of mode transaction, where nothing runs out: what is due joins the others, and what rolled back max_attempts times becomes a dead letter. There a consumer that finds nothing calls it, in a transaction of its own.
+'Takes back messages whose lease ran out: they are delivered again at once, or become dead letters when max_attempts is used up. Up to 10000 a queue and call. A consumer that finds nothing does this by itself. In a queue of mode transaction, where nothing runs out: what is due joins the others, so does one message of each ordering_key of which none is there (what is due and has one takes two calls), and what rolled back max_attempts times becomes a dead letter. There a consumer that finds nothing calls it, in a transaction of its own.
 queue: its name; default all queues.
 Returns: how many messages were taken back, or joined the others or were buried.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

@@ -6,7 +6,8 @@
 --               of a key are settled, so many of them returned, to come back when they are due. Read once, in windows like
 --               the log; a message stays until it is admitted
 --   line_<q>    where messages of a key stand, those that are not admitted yet
---   key_<q>     the newest row of a key is its state; a key without a row has nothing going on. It is ready (at is not null) if
+--   key_<q>     the newest row of a key is its state; a key without a row has nothing going on (upkeep deletes those of ten minutes
+--               ago: were they gone at once, the next look would walk over what a snapshot keeps of them). It is ready (at is not null) if
 --               nothing of it is outstanding (admitted and not released), nothing returned and not back yet, and
 --               something waits; at says when it has its turn
 --   turn_<q>    the cursors, the newest row of each: of the window (lane 0), and of the keys that had their turn (by lane)
@@ -52,6 +53,7 @@ begin
             next_place   bigint not null,           -- nothing waits in front of it
             lane         smallint,                  -- of a ready one: that of its first message
             at           bigint,
+            since        timestamptz not null default clock_timestamp(),
             constraint key_{q}_pkey primary key (ordering_key, no)
         );
         create index key_{q}_ready on mq.key_{q} (lane, at, ordering_key) where at is not null;
@@ -121,7 +123,8 @@ begin
         return v_count > 64 or coalesce(v_ready, false);
     end $$;
 
-    -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes. Returns
+    -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes, for a tenth of a
+    -- second: he who is cancelled has read for nothing. Returns
     -- how many there were. The caller holds lock -12. Besides, the releases of this transaction: what is admitted instead
     -- commits with them, or not at all.
     create or replace function mq._fold_{q}(p_lane smallint, p_passes int) returns int language plpgsql as $$
@@ -133,6 +136,7 @@ begin
         v_most   int := 1024;
         v_sum    int := 0;
         v_fair   boolean := (select x.fair from mq.queue as x where x.queue_id = {q});
+        v_give_up constant timestamptz := clock_timestamp() + interval '100 milliseconds';
         a_xid    xid8[];    a_event  bigint[];   a_key  text[];     a_place bigint[];
         a_settled int[];    a_returned int[];    a_lane smallint[];
     begin
@@ -198,13 +202,12 @@ begin
             cross join lateral (
                 select case when o.at is not null then o.ready_lane when o.outstanding = 0 and o.returned = 0 then o.lane end as lane) as s
             left join lateral (
-                select x.at from mq.turn_{q} as x where x.lane = s.lane order by x.lane desc, x.no desc limit 1) as t on true
-            where o.outstanding <> 0 or o.returned <> 0 or s.lane is not null;
+                select x.at from mq.turn_{q} as x where x.lane = s.lane order by x.lane desc, x.no desc limit 1) as t on true;
             insert into mq.turn_{q} (lane, no, prev, cur, next_xid, next_event)
             values (0, v_no, case when w.next_xid is null then w.cur else w.prev end, case when w.next_xid is not null then w.cur end, w.next_xid, w.next_event);
             delete from mq.turn_{q} as x where x.lane = 0 and x.no = w.no;
             select x.at, x.ordering_key into c from mq.turn_{q} as x where x.lane = p_lane order by x.lane desc, x.no desc limit 1;
-            exit when w.next_xid is null
+            exit when w.next_xid is null or clock_timestamp() > v_give_up
                 or exists (select from mq.key_{q} as k
                            where k.lane = p_lane and k.at is not null and (k.at, k.ordering_key) > (coalesce(c.at, 0), coalesce(c.ordering_key, ''))
                            order by k.lane, k.at, k.ordering_key limit 1);
@@ -339,16 +342,22 @@ create or replace function mq._hold_up(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
-        with back as (
-            select d.ctid as at, row_number() over (partition by d.extra ->> 'k' order by (d.extra ->> 'o')::bigint desc) as no
-            from mq.deferred_{q}_0 as d
-            where d.extra ? 'o' and not exists (select from mq.cancelled as c where c.queue_id = {q} and c.msg_id = d.msg_id))
-        update mq.deferred_{q}_0 as d set extra = d.extra - 'o' || case when b.no is null then '{}' else jsonb_build_object('o', -b.no) end
-        from mq.deferred_{q}_0 as x left join back as b on b.at = x.ctid where x.ctid = d.ctid and x.extra ? 'o'
-        $x$, '{q}', _hold_up.queue_id::text);
-    execute replace($x$
+        with placed as materialized (
+            select p.ordering_key, p.event as msg_id, p.place, false as is_deferred from mq.parked_{q} as p where p.place is not null
+            union all
+            select d.extra ->> 'k', d.msg_id, (d.extra ->> 'o')::bigint, true from mq.deferred_{q}_0 as d
+            where d.extra ? 'o' and not exists (select from mq.cancelled as c where c.queue_id = {q} and c.msg_id = d.msg_id)),
+        ranked as materialized (
+            select x.*, -row_number() over (partition by x.ordering_key order by x.place desc) as new_place from placed as x),
+        there as (
+            update mq.parked_{q} as p set place = r.new_place from ranked as r where not r.is_deferred and p.event = r.msg_id),
+        to_come as (
+            update mq.deferred_{q}_0 as d
+            set extra = d.extra - 'o' || case when r.msg_id is null then '{}' else jsonb_build_object('o', r.new_place) end
+            from mq.deferred_{q}_0 as x left join ranked as r on r.is_deferred and r.msg_id = x.msg_id
+            where x.ctid = d.ctid and x.extra ? 'o')
         insert into mq.key_{q} (ordering_key, no, outstanding, returned, next_place)
-        select d.extra ->> 'k', 1, 0, count(*), min((d.extra ->> 'o')::bigint) from mq.deferred_{q}_0 as d where d.extra ? 'o' group by d.extra ->> 'k'
+        select r.ordering_key, 1, 0, count(*), min(r.new_place) from ranked as r group by r.ordering_key
         $x$, '{q}', _hold_up.queue_id::text);
 end $f$;
 
@@ -403,3 +412,14 @@ begin
         $x$, '{q}', _oldest_of_keys.queue_id::text) into v_oldest using _oldest_of_keys.lane;
     return v_oldest;
 end $f$;
+
+-- By upkeep: keys with which nothing is going on since ten minutes.
+create or replace function mq._forget_idle_keys(queue_id int) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if mq._uses_order(_forget_idle_keys.queue_id) then
+        execute format('delete from mq.key_%1$s as k where k.ctid = any (array(select x.ctid from mq.key_%1$s as x'
+                       ' where x.outstanding = 0 and x.returned = 0 and x.at is null and x.since < clock_timestamp() - interval ''10 minutes'''
+                       ' limit 50000 for update skip locked))', _forget_idle_keys.queue_id);
+    end if;
+end $$;

@@ -135,8 +135,10 @@ end $$;
 create or replace function mq._forget_delivered(q mq.queue) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    delete from mq.meter as m
-    where m.queue_id = q.queue_id and (q.rate_limit is null or m.at < clock_timestamp() - mq._rate_window(q) - interval '1 minute');
+    -- The row as this statement sees it: a rate may just have been set.
+    delete from mq.meter as m using mq.queue as x
+    where m.queue_id = q.queue_id and x.queue_id = m.queue_id
+      and (x.rate_limit is null or m.at < clock_timestamp() - mq._rate_window(x) - interval '1 minute');
 end $$;
 
 -- Whether dequeue has to go the way below, if the bits say so. Where there is no limit any more, none is set until this transaction ends.
@@ -314,7 +316,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     return query
         select l.virtualtransaction from pg_locks as l
-        where l.locktype = 'relation' and l.relation = _readers.register and l.granted and l.pid <> pg_backend_pid()
+        where l.locktype = 'relation' and l.relation = _readers.register and l.granted and l.pid is distinct from pg_backend_pid()     -- null: a prepared transaction
           and l.database = (select d.oid from pg_database as d where d.datname = current_database());
 end $$;
 

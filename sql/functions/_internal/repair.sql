@@ -66,7 +66,9 @@ begin
                    ' insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
                    ' select g.msg_id, g.enqueued_at, g.attempt, g.payload, g.headers, g.extra, g.lane from gone as g order by g.msg_id', q.queue_id, v_new);
     execute format('insert into mq.log_%1$s_%2$s (msg_id, enqueued_at, attempt, payload, headers, extra, lane)'
-                   ' select p.event, p.enqueued_at, p.attempt, p.payload, p.headers, p.extra, p.lane from mq.parked_%1$s as p where p.lane is not null', q.queue_id, v_new);
+                   ' select p.event, p.enqueued_at, p.attempt, p.payload, p.headers,'
+                   ' case when p.place is null then p.extra else coalesce(p.extra, ''{}'') || jsonb_build_object(''o'', p.place) end, p.lane'
+                   ' from mq.parked_%1$s as p where p.lane is not null', q.queue_id, v_new);
     execute replace('truncate mq.parked_{q}, mq.line_{q}, mq.key_{q}, mq.turn_{q}', '{q}', q.queue_id::text);
     execute format('alter table mq.log_%s_%s enable always trigger sealed', q.queue_id, v_new);
     delete from mq.segment as x where x.queue_id = q.queue_id and x.drained_at is null;
@@ -101,10 +103,11 @@ begin
     if v_last > coalesce(pg_sequence_last_value(q.msg_ids), 0) then
         perform setval(q.msg_ids, v_last);
     end if;
-    -- Those with an ordering key line up anew, in order of msg_id. Nothing is under lease; what is to be tried again holds them up.
+    -- Those with an ordering key line up anew: first those that had a place, in that order, then the others in order of msg_id. Nothing
+    -- is under lease; what is to be tried again holds them up.
     execute format('with keyed as (delete from mq.log_%1$s_%2$s as l where l.extra ? ''k'' returning l.*)'
-                   ' insert into mq.parked_%1$s (event, ordering_key, enqueued_at, lane, attempt, payload, headers, extra)'
-                   ' select k.msg_id, k.extra ->> ''k'', k.enqueued_at, k.lane, k.attempt, k.payload, k.headers, k.extra - ''o'' from keyed as k', q.queue_id, v_new);
+                   ' insert into mq.parked_%1$s (event, ordering_key, place, enqueued_at, lane, attempt, payload, headers, extra)'
+                   ' select k.msg_id, k.extra ->> ''k'', (k.extra ->> ''o'')::bigint, k.enqueued_at, k.lane, k.attempt, k.payload, k.headers, k.extra - ''o'' from keyed as k', q.queue_id, v_new);
     perform mq._hold_up(q.queue_id);
     perform mq._forget(q.queue_id) where q.retention = '0';
     perform setval(q.notified, 1), setval(format('mq.room_%s', q.queue_id)::regclass, 1);

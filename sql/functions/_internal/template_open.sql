@@ -151,6 +151,9 @@ begin
         end if;
     end if;
     if a_counts is null then
+        if v_moved and v_runs is not null then       -- there may be more in what was read, or behind it
+            perform mq._notify(x.queue_id, x.name, x.notify, x.notified) from mq.queue as x where x.queue_id = {q};
+        end if;
         return v_moved;
     end if;
     if pg_sequence_last_value('mq.lanes_{q}') & 2048 <> 0 then

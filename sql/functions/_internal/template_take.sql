@@ -140,6 +140,7 @@ declare
     v_ready boolean;
     v_hole  boolean;
     v_opened boolean;
+    v_empty boolean;
     v_mine  boolean;
     v_due   boolean;
     a_slices int[];
@@ -269,6 +270,7 @@ begin
         v_ready := false;
         v_hole := false;
         v_opened := false;
+        v_empty := false;
         v_mine := false;
         begin
             if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
@@ -286,6 +288,10 @@ begin
                 end if;
                 if v_ready and not v_hole then
                     v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
+                    -- Without a block it has only put something in order, which is not worth locks in a long transaction.
+                    v_empty := v_opened and not exists (select from mq.block_{t} as x
+                                                        where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
+                    v_opened := v_opened and not (p_had and v_empty);
                 end if;
                 if not v_opened then
                     raise exception using errcode = 'MQ0ZZ';
@@ -308,6 +314,7 @@ begin
             end if;
         end if;
         exit when v_mine and not v_opened and not v_hole;       -- what was there another promotes, or leads elsewhere
+        exit when v_empty and clock_timestamp() > p_give_up;        -- the next call goes on from there
     end loop;
     -- Nothing fresh: what others left. In older blocks only where nothing else is looked for after this.
     return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);

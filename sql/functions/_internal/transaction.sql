@@ -89,9 +89,13 @@ declare
     v_lane  smallint;
     v_slot  int;
     v_count int;
+    v_joined int;
+    v_has_released boolean;
 begin
     joined := 0;
     buried := 0;
+    -- Who has taken something may yet give it back: then what he released is not done.
+    execute format('select exists (select from mq.parked_%s as p where p.xid = pg_current_xact_id_if_assigned() and p.lane is null)', q.queue_id) into v_has_released;
     foreach v_lane in array mq._lanes(q.queue_id) loop
         for v_slot in select x from mq._live_slots(q.queue_id) as x loop
             execute format('select mq._bury_%s_%s($1)', q.queue_id, v_slot) into v_count using v_lane;
@@ -105,16 +109,17 @@ begin
                 parked as (
                     insert into mq.parked_{q} (event, ordering_key, place, enqueued_at, lane, attempt, payload, headers, extra)
                     select d.msg_id, d.extra ->> 'k', (d.extra ->> 'o')::bigint, d.enqueued_at, d.lane, d.attempt, d.payload, d.headers, d.extra - 'o' from due as d
-                    where d.outcome is null and d.extra ? 'k' and d.msg_id not in (select g.msg_id from gone as g))
-                insert into mq.log_{t} (msg_id, enqueued_at, lane, attempt, payload, headers, extra)
-                select d.msg_id, d.enqueued_at, d.lane, d.attempt, d.payload, d.headers, d.extra from due as d
-                where d.outcome is null and (d.extra ? 'k') is not true and d.msg_id not in (select g.msg_id from gone as g)
-                $x$, '{t}', q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)), '{q}', q.queue_id::text) using v_lane;
-            get diagnostics v_count = row_count;
-            joined := joined + v_count;
+                    where d.outcome is null and d.extra ? 'k' and d.msg_id not in (select g.msg_id from gone as g)),
+                fresh as (
+                    insert into mq.log_{t} (msg_id, enqueued_at, lane, attempt, payload, headers, extra)
+                    select d.msg_id, d.enqueued_at, d.lane, d.attempt, d.payload, d.headers, d.extra from due as d
+                    where d.outcome is null and (d.extra ? 'k') is not true and d.msg_id not in (select g.msg_id from gone as g))
+                select count(*), count(*) filter (where d.outcome is null) - (select count(*) from gone) from due as d
+                $x$, '{t}', q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)), '{q}', q.queue_id::text) into v_count, v_joined using v_lane;
+            joined := joined + v_joined;
             exit when v_count < 1000;
         end loop;
-        if v_lane >= 10 and mq._uses_order(q.queue_id) then
+        if v_lane >= 10 and not v_has_released and mq._uses_order(q.queue_id) then
             joined := joined + mq._admit_to_log(q, v_lane);
         end if;
     end loop;
