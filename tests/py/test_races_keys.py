@@ -318,6 +318,54 @@ def test_a_copy(session: Connect, elsewhere: Any) -> None:
     assert [what for what in got if what[0] == "c"] == ["c2"]  # c1 comes behind it
 
 
+@pytest.mark.parametrize("elsewhere", [from_elsewhere, in_another_cluster])
+def test_a_copy_keeps_the_order_of_what_had_a_place(session: Connect, elsewhere: Any) -> None:
+    """The second of a lease waits to be tried again; the first, under lease, stood before it, the third came back behind it."""
+    other = session(autocommit=True)
+    put(other, "a", "a1", "a2", "a3", "a4")
+    rows = take_rows(other, 3)
+    assert nack(other, rows[0][1], [rows[1][0]], delay="1 hour") == 1
+    elsewhere(other)
+    assert polls(other) == []  # a2 holds up its key
+    make_due(other)
+    assert polls(other) == ["a1", "a2", "a3", "a4"]
+
+
+def test_a_long_transaction_keeps_nothing_for_what_it_only_read(session: Connect) -> None:
+    """Many events, and nothing to deliver: others may open blocks while it goes on."""
+    other, long = session(autocommit=True), session()
+    put(other, "a", *(f"a{number}" for number in range(100)))
+    receipt = take_rows(other)[0][1]
+    long.execute("select pg_current_xact_id()")
+    assert take(long) == []
+    put(other, "b", "b1")
+    assert polls(other) == ["b1"]
+    long.rollback()
+    assert ack(other, receipt) == 1
+
+
+def test_many_events_are_read_in_parts(session: Connect) -> None:
+    """So that who may not take long gets on, too: each call keeps what it read."""
+    other = session(autocommit=True)
+    put(other, "a", "a1")
+    take_rows(other)
+    other.execute(
+        "select count(*) from (select mq.enqueue_batch('q', array_fill(to_jsonb('more'::text), array[10000]),"
+        " ordering_key => 'a') from generate_series(1, 10)) as x"
+    )
+    put(other, "b", "b1")
+    before = -1
+    for _ in range(200):
+        if take(other) == ["b1"]:
+            break
+        read = int(value(other, f"select count(*) from mq.line_{number(other)}"))
+        assert read > before
+        before = read
+    else:
+        raise AssertionError("it is never read to its end")
+    assert before > 0
+
+
 def test_cancelling_a_retry_sets_its_key_free(session: Connect) -> None:
     """Once, whatever becomes of it when it is due."""
     other = session(autocommit=True)

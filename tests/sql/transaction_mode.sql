@@ -1,4 +1,4 @@
-select plan(111);
+select plan(114);
 
 -- Begin, dequeue, work, commit.
 select test.forget('tx');
@@ -249,6 +249,18 @@ select is(pg_temp.next(10), 'a3', 'one after the other');
 select mq.sweep_stale('tx') \g /dev/null
 select is(pg_temp.next(10), 'a5', 'in their order');
 select is((select ready + deferred + leased from mq.queue_stats('tx')), 0::bigint, 'nothing is left');
+
+-- Who has taken something may give it back: a sweep in his transaction does not count on that.
+select pg_temp.keyed('{d1,d2,d3}', '{d,d,d}');
+select mq.sweep_stale('tx') \g /dev/null
+begin;
+select receipt as taken from mq.dequeue('tx') \gset
+select is(mq.sweep_stale('tx'), 0, 'the next one does not join');
+select is(mq.nack('tx', :'taken', delay => '0'), 1, 'so that he may still give back what he has');
+commit;
+select mq.sweep_stale('tx') \g /dev/null
+select mq.sweep_stale('tx') \g /dev/null
+select is(pg_temp.next(10), 'd1*2', 'and the order is kept');
 select mq.drop_queue('tx');
 
 select * from finish();
