@@ -476,7 +476,7 @@ def test_time_to_live(client: mq.Client, queue: str) -> None:
 def test_what_is_not_supported_says_so(client: mq.Client, queue: str) -> None:
     client.create_queue(f"{queue}.transaction", mode="transaction")
     with pytest.raises(mq.NotSupported) as caught:
-        client.enqueue(f"{queue}.transaction", 1, ordering_key="k")
+        client.alter_queue(f"{queue}.transaction", max_depth=1)
     assert caught.value.hint
 
 

@@ -19,8 +19,6 @@ from support.server import Server
 from support.server import database as temporary_database
 from support.worker import INSERT, NEVER, SOON, Gate, Handler, Start, Worker, terminate, until_seen
 
-pytestmark = pytest.mark.matrix
-
 NUMBERS = itertools.count(1)
 Effects = Callable[[], list[Any]]
 

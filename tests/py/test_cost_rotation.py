@@ -12,8 +12,6 @@ import pytest
 from support import measure
 from support.measure import Cost
 
-pytestmark = pytest.mark.matrix
-
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
 

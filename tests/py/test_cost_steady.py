@@ -10,8 +10,6 @@ import pytest
 
 from support import measure, wait
 
-pytestmark = pytest.mark.matrix
-
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
 

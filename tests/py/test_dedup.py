@@ -13,7 +13,6 @@ import pytest
 from support import race, wait
 from support.race import Background, Connect, ack, expire, lease, maintain, sweep, take, value
 
-pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 

@@ -10,7 +10,6 @@ import pytest
 from support import race
 from support.race import Connect, deferred, fill, number, sweep, take, take_rows
 
-pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 BLOCK = 256  # slices of a block for n = 1

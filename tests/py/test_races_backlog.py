@@ -28,7 +28,6 @@ from support.race import (
     value,
 )
 
-pytestmark = pytest.mark.matrix
 database, queue, session = race.database, race.queue, race.session
 
 TAKE = (

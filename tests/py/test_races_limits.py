@@ -60,7 +60,9 @@ def until_waiting(observer: Connection, conn: Connection) -> None:
 # -- the count --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_what_is_out_is_counted_exactly_after_whatever_happened(
     seed: int, conn: Connection, session: Connect
 ) -> None:

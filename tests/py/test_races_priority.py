@@ -424,7 +424,9 @@ def test_purge_and_drop_with_priorities(conn: psycopg.Connection) -> None:
 # -- all of it together -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_the_highest_priority_that_is_ready(
     conn: psycopg.Connection, session: Connect, seed: int
 ) -> None:
@@ -584,6 +586,7 @@ def window(conn: psycopg.Connection) -> measure.Cost:
     return measure.cost(calls)
 
 
+@pytest.mark.slow
 def test_a_held_horizon(
     server: Server, database: str, conn: psycopg.Connection, connect: Connect
 ) -> None:

@@ -26,7 +26,6 @@ from support.race import (
     value,
 )
 
-pytestmark = pytest.mark.matrix
 database, session = race.database, race.session
 
 

@@ -24,7 +24,6 @@ from support.race import (
     value,
 )
 
-pytestmark = pytest.mark.matrix
 database, session = race.database, race.session
 
 

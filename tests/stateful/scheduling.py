@@ -53,8 +53,11 @@ class Scheduling(Machine):
         if name in self.schedules and name not in self.changeable():
             return
         second = int(self.admin("select extract(second from clock_timestamp())::int")) + 45
-        self.ends_schedule(name)
         cron = f"{second % 60} 7 */{hours} * * *"
+        s = self.schedules.get(name)
+        if s is not None and (s.cron, s.catch_up) == (cron, catch_up):
+            return  # within the same second: it stays as it is
+        self.ends_schedule(name)
         query = "select mq.schedule(%s, %s, 'q', jsonb_build_object('s', %s::text), catch_up => %s)"
         at = self.admin(query, name, cron, name, catch_up)
         (tick,) = self.new(name)
@@ -101,7 +104,9 @@ class Scheduling(Machine):
         for name, at in self.conn.execute(WAITS).fetchall() if self.schedules else ():
             s = self.schedules[name]
             # What a purge took is not missed.
-            purged = s.tick.state == "purged"
+            purged = s.tick.state == "purged" or (
+                s.tick.state == "cancelled" and s.tick.id <= self.model.purged[0]
+            )
             since = self.conn.execute("select clock_timestamp()").fetchone() if purged else (s.at,)
             assert since is not None
             due = self.conn.execute(DUE, {"cron": s.cron, "at": since[0]}).fetchall()
