@@ -288,10 +288,10 @@ begin
                 end if;
                 if v_ready and not v_hole then
                     v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
-                    -- Without a block it has only put something in order, which is not worth locks in a long transaction.
+                    -- Without a block it has only read events of keys, which is not worth locks in a long transaction.
                     v_empty := v_opened and not exists (select from mq.block_{t} as x
                                                         where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0));
-                    v_opened := v_opened and not (p_had and v_empty);
+                    v_opened := v_opened and not (p_had and v_empty and p_lane >= 10 and mq._uses_order({q}));
                 end if;
                 if not v_opened then
                     raise exception using errcode = 'MQ0ZZ';
