@@ -119,7 +119,7 @@ select is(pg_temp.took('limits.rate', 100), 0::bigint, 'and no more');
 select is(test.advisory_locks(), 0::bigint, 'nothing is locked');
 select test.expire_leases('limits.rate');
 select is(pg_temp.took('limits.rate', 100), 0::bigint, 'what ran out is a delivery as any other');
-select pg_temp.pass('limits.rate', '1 hour');
+select pg_temp.pass('limits.rate', '61 minutes');
 select mq.sweep_stale('limits.rate');
 select is(pg_temp.took('limits.rate', 7), 7::bigint, 'after a long time there is no more than one period''s');
 select is(pg_temp.took('limits.rate', 7), 3::bigint, 'allowance');
