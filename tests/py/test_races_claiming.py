@@ -792,6 +792,7 @@ def dequeue_all_in_one_transaction(
     assert deferred(conn) == 0
 
 
+@pytest.mark.slow
 def test_thousands_of_dequeues_in_one_transaction(
     conn: psycopg.Connection, session: Connect, connect: Connect, background: Background
 ) -> None:

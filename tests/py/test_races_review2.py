@@ -103,6 +103,7 @@ def take_big(conn: psycopg.Connection) -> list[tuple[int, int, int]]:
 ALL_BIG = [(i, 2, LENGTH) for i in range(1, BIG + 1)]
 
 
+@pytest.mark.slow
 def test_a_lease_of_big_messages_is_swept_in_parts(conn: psycopg.Connection) -> None:
     receipt = lease_big(conn)
     expire(conn)
@@ -118,6 +119,7 @@ def test_a_lease_of_big_messages_is_swept_in_parts(conn: psycopg.Connection) -> 
     assert take_big(conn) == ALL_BIG
 
 
+@pytest.mark.slow
 def test_a_lease_of_big_messages_is_given_back_at_once(conn: psycopg.Connection) -> None:
     receipt = lease_big(conn)
     assert value(conn, "select mq.nack('q', %s, delay => '0')", receipt) == BIG

@@ -94,6 +94,7 @@ def test_big_survivors_are_given_back_in_parts(conn: psycopg.Connection) -> None
     assert take_big(conn) == ALL_BIG
 
 
+@pytest.mark.slow
 def test_big_headers_of_survivors_count_as_payloads_do(conn: psycopg.Connection) -> None:
     conn.execute("alter table mq.survivor alter headers set storage external")
     conn.execute(f"alter table mq.log_{number(conn)}_1 alter headers set storage external")
@@ -116,6 +117,7 @@ def test_an_ack_of_survivors_reads_no_payload(conn: psycopg.Connection) -> None:
     assert value(conn, "select settled_total from mq.queue_stats('q')") == 5
 
 
+@pytest.mark.slow
 def test_big_survivors_are_swept_in_parts(conn: psycopg.Connection) -> None:
     receipt = lease_big(conn)
     move(conn)
@@ -140,6 +142,7 @@ def test_big_survivors_are_delivered_by_dequeue(conn: psycopg.Connection) -> Non
     assert take_big(conn) == ALL_BIG
 
 
+@pytest.mark.slow
 def test_survivors_wait_for_a_sweep_that_has_room(conn: psycopg.Connection) -> None:
     lease_big(conn)
     move(conn)
