@@ -538,3 +538,67 @@ def test_a_copy_is_repaired(conn: psycopg.Connection, session: Connect) -> None:
     conn.execute("select mq._lock_generated('test'), mq._regenerate()")
     put(conn, "newer")
     assert take(conn, 10) == ["newer"]
+
+
+# -- ordering keys ----------------------------------------------------------------------------------
+
+
+def test_keys_are_worked_on_one_message_at_a_time_in_order(database: str, connect: Connect) -> None:
+    """Consumers that roll back, and give back, at random: never two at a key, never out of order, none forgotten."""
+    keys, each = 8, 6
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("select mq.drop_queue('q')")
+        conn.execute(
+            "select mq.create_queue('q', mode => 'transaction', max_attempts => 32000, retry_backoff => '0')"
+        )
+        for number_of in range(each):
+            conn.execute(
+                "select mq.enqueue_batch('q', array_agg(jsonb_build_array(k, %s::int)), ordering_keys => array_agg('key ' || k))"
+                " from generate_series(1, %s) as k",
+                (number_of, keys),
+            )
+    lock = threading.Lock()
+    held: set[int] = set()
+    done = dict.fromkeys(range(1, keys + 1), 0)
+    wrong: list[str] = []
+
+    def step(conn: psycopg.Connection, chance: random.Random) -> bool:
+        rows = take_rows(conn, chance.choice((1, 3, 20)))
+        with lock:
+            for row in rows:
+                key, place = row[5]
+                if key in held or place != done[key]:
+                    wrong.append(f"{key}: {place}, not {done[key]}; held: {key in held}")
+                held.add(key)
+        back = [row for row in rows if chance.random() < 0.2]
+        if rows and chance.random() < 0.2:
+            with lock:
+                held.difference_update(row[5][0] for row in rows)
+            conn.rollback()
+            return True
+        for row in back:
+            conn.execute("select mq.nack('q', %s, %s, delay => '0')", (row[1], [row[0]]))
+        with lock:
+            for row in rows:
+                done[row[5][0]] += row not in back
+            held.difference_update(row[5][0] for row in rows)
+        conn.commit()
+        return bool(rows)
+
+    def consume(seed: int) -> None:
+        chance = random.Random(seed)
+        own, upkeep = connect(autocommit=False), connect()
+        while not wrong and sum(done.values()) < keys * each:
+            if not step(own, chance):
+                sweep(upkeep)
+
+    threads = [threading.Thread(target=consume, args=(seed,)) for seed in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong
+    assert set(done.values()) == {each}
+    with psycopg.connect(database, autocommit=True) as conn:
+        assert sweep(conn) == 0
+        assert take(conn, 10) == []
