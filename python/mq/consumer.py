@@ -496,8 +496,6 @@ class ConsumerBase(Generic[C]):
             wait = self._idle.next()
         if outlook.due_in is not None:
             # Due and not delivered: somebody else is at it.
-            if outlook.due_in <= 0 and self._transactional:
-                yield from self._tend()
             wait = min(wait, outlook.due_in if outlook.due_in > 0 else self._short.next())
         notified = yield Sleep(wait)
         if notified:
