@@ -166,9 +166,8 @@ end $$;
 
 -- How many messages wait, in one snapshot (so it is stable, with all that it calls), the caller's own among them. What the
 -- caller's own transaction takes out still waits: were it room, others would fill it, and a rollback put it back besides. (So
--- does what others took out since that transaction has its number: until the next count.)
--- Not by
--- reading them all: what was appended is counted from the newest mark on; of blocks, only those that may hold something free
+-- does what others took out since that transaction has its number: until the next count.) Not by reading them all, but for those that
+-- wait for their ordering key: what was appended is counted from the newest mark on; of blocks, only those that may hold something free
 -- are looked at. Blocks of a lane are numbered in the order in which they become visible. What was cancelled does not wait, though it may be
 -- there still; what expired does until somebody buries it.
 create or replace function mq._depth(queue_id int) returns bigint

@@ -16,8 +16,8 @@
 -- leased, in the same transaction that puts it into a block, until a release of it is visible, which commits with the
 -- settlement. Why none is forgotten: what makes a key ready are events, each of which is read exactly once; counts are sums of
 -- events, so it does not matter in which order, or in which windows, they are read; and a key that becomes ready gets a
--- place behind the cursor, which only moves forward. Rows go as they are used up, but no index is ever read from in front of
--- what went: so what an old snapshot keeps of them is in nobody's way.
+-- place behind the cursor, which only moves forward. Rows go as they are used up, but where a row is looked for, a lower bound or
+-- a newer row is in front of what went: so what an old snapshot keeps of them is in nobody's way.
 create or replace function mq._create_keys(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set default_tablespace = '' set default_table_access_method = 'heap' as $f$
 begin
@@ -124,8 +124,7 @@ begin
     end $$;
 
     -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes, for a tenth of a
-    -- second: he who is cancelled has read for nothing. Returns
-    -- how many there were. The caller holds lock -12. Besides, the releases of this transaction: what is admitted instead
+    -- second: he who is cancelled has read for nothing. Returns how many there were. The caller holds lock -12. Besides, the releases of this transaction: what is admitted instead
     -- commits with them, or not at all.
     create or replace function mq._fold_{q}(p_lane smallint, p_passes int) returns int language plpgsql as $$
     declare
@@ -336,8 +335,8 @@ begin
     perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
 end $$;
 
--- In a copy, where all else of the keys is gone: those to be tried again that are deferred come back in front of what lines up
--- anew, which waits for them; but those that are cancelled.
+-- In a copy, where all else of the keys is gone: what had a place, be it there already or deferred, to be tried again, comes in
+-- that order in front of what lines up anew, which waits for all of it; but for what is cancelled.
 create or replace function mq._hold_up(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin

@@ -81,8 +81,9 @@ begin
 end $$;
 
 -- Upkeep of a queue of mode transaction, in a transaction that soon commits: what is due joins the others as if it were new,
--- so does one message of each ordering key of which none is there, and suspects that are out of attempts are buried. Returns how many of both. Never part of dequeue: its transaction may go on
--- for long, and nobody else could do it meanwhile.
+-- so does one message of each ordering key of which none is there, and suspects that are out of attempts are buried. Returns how many
+-- of both. What is due and has a key is counted as it comes back to that, and again as it joins. Never part of dequeue: its
+-- transaction may go on for long, and nobody else could do it meanwhile.
 create or replace function mq._tend(q mq.queue, out joined int, out buried int)
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
