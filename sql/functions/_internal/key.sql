@@ -76,20 +76,28 @@ create or replace function mq._create_key_functions(queue_id int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 begin
     execute replace($x$
+    -- Whether the next key of a lane could have its turn: one is ready, behind the cursor.
+    create or replace function mq._has_turn_{q}(p_lane smallint) returns boolean language plpgsql as $$
+    declare
+        c record;
+    begin
+        select x.at, x.ordering_key into c from mq.turn_{q} as x where x.lane = p_lane order by x.lane desc, x.no desc limit 1;
+        return exists (
+            select from mq.key_{q} as k
+            where k.lane = p_lane and k.at is not null and (k.at, k.ordering_key) > (coalesce(c.at, 0), coalesce(c.ordering_key, ''))
+            order by k.lane, k.at, k.ordering_key limit 1);
+    end $$;
+
     -- Whether a key of a lane is ready, or would be once the next 64 events are read; or there are more than that, which are worth
     -- reading in any case: what was read of them stays read.
     create or replace function mq._is_key_ready_{q}(p_lane smallint) returns boolean language plpgsql as $$
     declare
         w       record;
-        c       record;
         r       record;
         v_count int;
         v_ready boolean;
     begin
-        select x.at, x.ordering_key into c from mq.turn_{q} as x where x.lane = p_lane order by x.lane desc, x.no desc limit 1;
-        if exists (select from mq.key_{q} as k
-                   where k.lane = p_lane and k.at is not null and (k.at, k.ordering_key) > (coalesce(c.at, 0), coalesce(c.ordering_key, ''))
-                   order by k.lane, k.at, k.ordering_key limit 1) then
+        if mq._has_turn_{q}(p_lane) then
             return true;
         end if;
         select x.prev, x.cur, x.next_xid, x.next_event into w from mq.turn_{q} as x where x.lane = 0 order by x.lane desc, x.no desc limit 1;
@@ -130,7 +138,6 @@ begin
     declare
         w        record;
         r        record;
-        c        record;
         v_no     bigint;
         v_most   int := 1024;
         v_sum    int := 0;
@@ -205,11 +212,7 @@ begin
             insert into mq.turn_{q} (lane, no, prev, cur, next_xid, next_event)
             values (0, v_no, case when w.next_xid is null then w.cur else w.prev end, case when w.next_xid is not null then w.cur end, w.next_xid, w.next_event);
             delete from mq.turn_{q} as x where x.lane = 0 and x.no = w.no;
-            select x.at, x.ordering_key into c from mq.turn_{q} as x where x.lane = p_lane order by x.lane desc, x.no desc limit 1;
-            exit when w.next_xid is null or clock_timestamp() > v_give_up
-                or exists (select from mq.key_{q} as k
-                           where k.lane = p_lane and k.at is not null and (k.at, k.ordering_key) > (coalesce(c.at, 0), coalesce(c.ordering_key, ''))
-                           order by k.lane, k.at, k.ordering_key limit 1);
+            exit when w.next_xid is null or clock_timestamp() > v_give_up or mq._has_turn_{q}(p_lane);
             v_most := 10000;
         end loop;
         return v_sum;
