@@ -1,4 +1,4 @@
-select plan(109);
+select plan(120);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -81,6 +81,20 @@ select is(pg_temp.take(1), 'a3', 'and the rest comes, in order');
 select is((select attempt from held where what = 'a3'), 1, 'no attempt is counted for it');
 select is(pg_temp.ack('a3'), 1, 'which goes on');
 select is(pg_temp.take(1), 'a4', 'to the end');
+
+-- A smaller n than that for which runs of several keys were put together.
+select pg_temp.fresh();
+select pg_temp.put('a 1 2 3'), pg_temp.put('b 1'), pg_temp.put('c 1 2 3'), pg_temp.put('d 1'), pg_temp.put('e 1 2 3'), pg_temp.put('f 1') \g /dev/null
+select is(pg_temp.take(4), 'a1 a2 a3 b1', 'two keys fill a lease of four');
+select is(pg_temp.take(3), 'c1 c2 c3', 'who wants less of another such has the keys that fit');
+select is(pg_temp.take(2), 'd1', 'the others are for others');
+select is(pg_temp.take(2), 'e1 e2', 'a key that does not fit is cut');
+select is(pg_temp.rows('parked'), 2::bigint, 'the rest of it goes back, a message and a word of that, and nothing else');
+select is((select array[ready, deferred, leased] from mq.queue_stats('ordering_key')), '{2,0,10}', 'as the statistics say');
+select is(pg_temp.take(2), 'f1', 'other keys stay where they are');
+select is(pg_temp.take(), null, 'and what went back waits for its key');
+select is(pg_temp.ack('e1', 'e2'), 2, 'when that is done');
+select is(pg_temp.take(), 'e3', 'it comes');
 
 -- One fails.
 select pg_temp.fresh();
@@ -212,7 +226,8 @@ select pg_temp.fresh(', fair => true');
 select mq.enqueue_batch('ordering_key', '{1,2,3}', ordering_key => 'noisy') \g /dev/null
 select mq.enqueue_batch('ordering_key', array_agg(to_jsonb('quiet'::text)), ordering_keys => array_agg('quiet' || i)) from generate_series(1, 70) as i \g /dev/null
 select mq.ack('ordering_key', min(d.receipt)) from mq.dequeue('ordering_key', 64) as d \g /dev/null
-select is(pg_temp.take(64), 'quiet quiet quiet quiet quiet quiet quiet 2 3', 'who had a turn comes behind all that had none');
+select is(pg_temp.take(64), 'quiet quiet quiet quiet quiet quiet quiet', 'a lease has as many keys as it has room for, and the next one the others');
+select is(pg_temp.take(64), '2 3', 'who had a turn comes behind all that had none');
 
 -- Batches, COPY, and a key of the other kind.
 select pg_temp.fresh(', dedup_window => ''1 hour''');

@@ -53,9 +53,9 @@ begin
     end loop;
 end $f$;
 
--- Takes messages out of a slice that nobody has: what is free of it is leased to nobody, they are settled, and the others are
--- deferred, due at once. False: somebody was faster.
-create or replace function mq._cancel_slice(q mq.queue, slot int, lane smallint, block_no bigint, slice int, msg_ids bigint[]) returns boolean
+-- Takes messages out of a slice that nobody has: what is free of it (or only so many of the first) is leased to nobody, they are
+-- settled, and the others are deferred, due at once. False: somebody was faster.
+create or replace function mq._cancel_slice(q mq.queue, slot int, lane smallint, block_no bigint, slice int, msg_ids bigint[], most int default null) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $f$
 declare
     v_part  int;
@@ -66,19 +66,24 @@ begin
     -- Waited for, while somebody claims it; then a new statement looks. He who opens a block has it to himself.
     perform pg_advisory_xact_lock(mq._lock_class(), mq._slot_key(q.queue_id, _cancel_slice.slot, _cancel_slice.lane, _cancel_slice.block_no * 65536 + _cancel_slice.slice));
     execute replace($x$
-        insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest, first_id, first_xid, leased_until)
-        select 1, $1, $2, $3, coalesce(e.part + 1, 0), $3, coalesce(e.part + 1, 0),
-               coalesce(e.rest, b.counts[$3 + 1]), coalesce(e.rest, b.counts[$3 + 1]), 0,
-               coalesce(e.rest_id, b.first_ids[$3 + 1]), coalesce(e.rest_xid, b.first_xids[$3 + 1]), '-infinity'
-        from mq.block_{t} as b
+        insert into mq.lease_{t} (subscription, lane, block_no, slice, part, head_slice, head_part, n, total, rest, first_id, rest_id, first_xid, rest_xid, leased_until)
+        select 1, $1, $2, $3, f.part, $3, f.part, f.n, f.n, f.free - f.n, f.id, r.msg_id, f.xid, r.xid, '-infinity'
+        from (select coalesce(e.part + 1, 0) as part, coalesce(e.rest, b.counts[$3 + 1]) as free, least(coalesce(e.rest, b.counts[$3 + 1]), $4) as n,
+                     coalesce(e.rest_id, b.first_ids[$3 + 1]) as id, coalesce(e.rest_xid, b.first_xids[$3 + 1]) as xid,
+                     case when $3 < b.born then -1 - $1 else $1 end as strand
+              from mq.block_{t} as b
+              left join lateral (
+                select x.part, x.rest, x.rest_id, x.rest_xid from mq.lease_{t} as x
+                where x.subscription = 1 and x.lane = $1 and x.block_no = $2 and x.slice = $3
+                order by x.part desc limit 1) as e on true
+              where b.subscription = 1 and b.lane = $1 and b.block_no = $2 and coalesce(e.rest, 1) > 0) as f
         left join lateral (
-            select x.part, x.rest, x.rest_id, x.rest_xid from mq.lease_{t} as x
-            where x.subscription = 1 and x.lane = $1 and x.block_no = $2 and x.slice = $3
-            order by x.part desc limit 1) as e on true
-        where b.subscription = 1 and b.lane = $1 and b.block_no = $2 and coalesce(e.rest, 1) > 0
+            select x.xid, x.msg_id from mq.log_{t} as x
+            where f.n < f.free and x.lane = f.strand and (x.xid, x.msg_id) >= (f.xid, f.id)
+            order by x.lane, x.xid, x.msg_id offset f.n limit 1) as r on true
         returning part, token
         $x$, '{t}', q.queue_id || '_' || _cancel_slice.slot)
-        into v_part, v_token using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice;
+        into v_part, v_token using _cancel_slice.lane, _cancel_slice.block_no, _cancel_slice.slice, _cancel_slice.most;
     if v_part is null then
         return false;
     end if;

@@ -94,7 +94,6 @@ begin
     declare
         w       record;
         r       record;
-        v_count int;
         v_ready boolean;
     begin
         if mq._has_turn_{q}(p_lane) then
@@ -117,18 +116,17 @@ begin
                    min(coalesce(x.place, 9223372036854775807)) filter (where x.lane is not null) as place,
                    (array_agg(x.lane order by x.place) filter (where x.lane is not null))[1] as lane
             from e as x group by x.ordering_key)
-        select (select count(*) from e),
-               bool_or(coalesce(k.outstanding, 0) <= t.settled and coalesce(k.returned, 0) + t.returned = 0
-                       and case when l.place <= coalesce(t.place, l.place) then l.lane else t.lane end = p_lane)
-          into v_count, v_ready
-        from touched as t
-        left join lateral (
-            select x.outstanding, x.returned, x.next_place from mq.key_{q} as x
-            where x.ordering_key = t.ordering_key order by x.ordering_key desc, x.no desc limit 1) as k on true
-        left join lateral (
-            select x.place, x.lane from mq.line_{q} as x where x.ordering_key = t.ordering_key and x.place >= k.next_place
-            order by x.ordering_key, x.place limit 1) as l on true;
-        return v_count > 64 or coalesce(v_ready, false);
+        select case when (select count(*) from e) > 64 then true else (
+            select bool_or(coalesce(k.outstanding, 0) <= t.settled and coalesce(k.returned, 0) + t.returned = 0
+                           and case when l.place <= coalesce(t.place, l.place) then l.lane else t.lane end = p_lane)
+            from touched as t
+            left join lateral (
+                select x.outstanding, x.returned, x.next_place from mq.key_{q} as x
+                where x.ordering_key = t.ordering_key order by x.ordering_key desc, x.no desc limit 1) as k on true
+            left join lateral (
+                select x.place, x.lane from mq.line_{q} as x where x.ordering_key = t.ordering_key and x.place >= k.next_place
+                order by x.ordering_key, x.place limit 1) as l on true) end into v_ready;
+        return coalesce(v_ready, false);
     end $$;
 
     -- Reads events, until a key of the lane is ready or there are no more, a few at first, then many, in up to p_passes, for a tenth of a
@@ -218,33 +216,68 @@ begin
         return v_sum;
     end $$;
 
-    -- Admits a run of each of up to p_most keys that are ready, the next in turn first, to be born in a block. A run has
-    -- at most p_n messages, of one lane, in the order of msg_id, as the log has it; the fewer the more keys there are. What was cancelled
-    -- in front of it, up to 100, is a run of its own, so that what stands behind it need not wait for another call. The caller holds lock -12.
+    -- Admits a run of each of the keys that are ready, the next in turn first, to be born in a block, in up to p_most slices of up to
+    -- p_n messages: a slice has as many runs as fit. A run has at most p_n messages, of one lane, in the order of msg_id, as the log has it.
+    -- What was cancelled in front of it, up to 100, is a run and a slice of its own, so that what stands behind it need not wait for another
+    -- call. The caller holds lock -12.
     create or replace function mq._admit_keys_{q}(p_lane smallint, p_n int, p_most int)
-    returns table (run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
+    returns table (slice int, run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
     declare
+        c_most  constant int := 2048;       -- messages: all others wait for us; and a block has numbers for 4095 runs
         c       record;
         q       record;
-        v_keys  int;
+        w       record;
         v_run   int;
-        v_more  int;        -- of what was cancelled
-        a_key   text[];     a_no bigint[];   a_at bigint[];     a_next bigint[];
+        v_more  int;                -- of what was cancelled
+        v_sum   int := 0;
+        v_in    int := 0;           -- messages of the slice
+        v_slice int := 1;
+        a_key   text[] := '{}';     a_no bigint[] := '{}';     a_next bigint[] := '{}';    a_slice int[] := '{}';
     begin
         select x.no, coalesce(x.at, 0) as at, coalesce(x.ordering_key, '') as ordering_key into c
         from (select 1) as one left join lateral (
             select * from mq.turn_{q} as y where y.lane = p_lane order by y.lane desc, y.no desc limit 1) as x on true;
-        select array_agg(k.ordering_key), array_agg(k.no), array_agg(k.at), array_agg(k.next_place), count(*) into a_key, a_no, a_at, a_next, v_keys
-        from (select x.* from mq.key_{q} as x
-              where x.lane = p_lane and x.at is not null and (x.at, x.ordering_key) > (c.at, c.ordering_key)
-              order by x.lane, x.at, x.ordering_key limit p_most) as k;
-        if v_keys = 0 then
+        select x.fair, x.max_in_flight_per_key as per_key into q from mq.queue as x where x.queue_id = {q};
+        -- Where it is fair, each has its share of a lease, if so many are ready.
+        v_run := least(p_n, q.per_key, 8192, case when q.fair then greatest(p_n / greatest((
+            select count(*) from (
+                select from mq.key_{q} as x
+                where x.lane = p_lane and x.at is not null and (x.at, x.ordering_key) > (c.at, c.ordering_key)
+                order by x.lane, x.at, x.ordering_key limit p_n) as y), 1), 1) end);
+        v_more := case when exists (select from mq.cancelled as m where m.queue_id = {q}) then 100 else 0 end;
+        for w in
+            select x.ordering_key, x.no, x.at, x.next_place, l.n, l.is_mixed
+            from mq.key_{q} as x
+            cross join lateral (
+                select count(*)::int as n, coalesce(bool_or(exists (
+                    select from mq.cancelled as m where v_more > 0 and m.queue_id = {q} and m.msg_id = y.event offset 0)), false) as is_mixed
+                from (select z.event from mq.line_{q} as z where z.ordering_key = x.ordering_key and z.place >= x.next_place
+                      order by z.ordering_key, z.place limit v_run) as y) as l
+            where x.lane = p_lane and x.at is not null and (x.at, x.ordering_key) > (c.at, c.ordering_key)
+            order by x.lane, x.at, x.ordering_key
+        loop
+            if v_in > 0 and (w.is_mixed or v_in + w.n > p_n) then
+                v_slice := v_slice + 1;
+                v_in := 0;
+            end if;
+            exit when v_slice + w.is_mixed::int > p_most or v_sum >= c_most;
+            a_key := a_key || w.ordering_key;
+            a_no := a_no || w.no;
+            a_next := a_next || w.next_place;
+            a_slice := a_slice || v_slice;
+            c.at := w.at;
+            c.ordering_key := w.ordering_key;
+            v_sum := v_sum + w.n;
+            v_in := v_in + w.n;
+            if w.is_mixed then
+                v_slice := v_slice + 2;
+                v_in := 0;
+            end if;
+        end loop;
+        if cardinality(a_key) = 0 then
             return;
         end if;
-        select x.fair, x.max_in_flight_per_key as per_key into q from mq.queue as x where x.queue_id = {q};
-        v_run := least(p_n, q.per_key, greatest(8192 / v_keys, 1), case when q.fair then greatest(p_n / v_keys, 1) end);
-        v_more := case when exists (select from mq.cancelled as m where m.queue_id = {q}) then 100 else 0 end;
-        insert into mq.turn_{q} (lane, no, at, ordering_key) values (p_lane, coalesce(c.no, 0) + 1, a_at[v_keys], a_key[v_keys]);
+        insert into mq.turn_{q} (lane, no, at, ordering_key) values (p_lane, coalesce(c.no, 0) + 1, c.at, c.ordering_key);
         delete from mq.turn_{q} as x where x.lane = p_lane and x.no = c.no;
         return query
             with next as materialized (
@@ -262,7 +295,7 @@ begin
                        first_value(x.is_cancelled) over of_key as begins_cancelled
                 from next as x window of_key as (partition by x.key_no order by x.i)),
             chosen as materialized (
-                select y.*, dense_rank() over (order by y.key_no, y.turns)::int as run
+                select y.*, dense_rank() over (order by y.key_no, y.turns)::int as run, a_slice[y.key_no] + y.turns::int as slice
                 from (select x.*, row_number() over (partition by x.key_no, x.turns order by x.i) as no
                       from cut as x where x.others = 0 and x.turns <= x.begins_cancelled::int) as y
                 where y.is_cancelled or y.no <= v_run),
@@ -275,7 +308,7 @@ begin
                 select x.ordering_key, a_no[x.key_no] + 1, count(*), 0, max(x.place) + 1 from chosen as x group by x.ordering_key, x.key_no),
             left_park as (
                 delete from mq.parked_{q} as p using chosen as x where p.xid = x.xid and p.event = x.event
-                returning x.run, p.event, p.enqueued_at, p.attempt, p.payload, p.headers,
+                returning x.slice, x.run, p.event, p.enqueued_at, p.attempt, p.payload, p.headers,
                           coalesce(p.extra, '{}') || jsonb_build_object('k', x.ordering_key, 'o', x.place))
             select * from left_park;
     end $$;

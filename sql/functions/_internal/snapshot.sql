@@ -100,10 +100,13 @@ exception
         return false;
 end $$;
 
--- For those who wait: at most 50 ms, until the gate opens. Nothing is kept.
-create or replace function mq._wait_for_lane(class int, key int) returns void
+-- For those who wait: at most 50 ms, or as told, until the gate opens. Nothing is kept.
+create or replace function mq._wait_for_lane(class int, key int, patience text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 begin
+    if patience is not null then
+        perform set_config('lock_timeout', patience, true);
+    end if;
     perform pg_advisory_xact_lock_shared(class, key);
     raise exception using errcode = 'MQ0ZZ';    -- gives the lock back: an empty poll must leave none behind
 exception

@@ -6,7 +6,7 @@ create or replace function mq._template_gather() returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $f$
 begin
     return $x$
--- Whether the message there, born in a block of the lane, has an ordering key: then all of its slice has the same.
+-- Whether the message there, born in a block of the lane, has an ordering key: then all of its slice has one.
 create or replace function mq._is_run_{t}(p_lane smallint, p_xid xid8, p_id bigint) returns boolean
 language plpgsql as $$
 begin
@@ -36,7 +36,10 @@ declare
     a_rest_xid xid8[];  a_rest_id bigint[];
     a_late   bigint[] := '{}'::bigint[];      -- expired
     v_late   mq._taken[];
-    v_split  int;                   -- a run of an ordering key that is longer than what is wanted
+    v_next   bigint;
+    v_fit    int;                   -- messages in whole runs of ordering keys
+    v_split  int;                   -- a slice that began with a run that is longer than what is wanted,
+    v_back   int;                   -- and by how much
 begin
     select x.born, x.first_xids, x.first_ids, x.counts, x.xid is not distinct from pg_current_xact_id_if_assigned() as is_own into b from mq.block_{t} as x
     where x.subscription = p_sub and x.lane = p_lane and x.block_no = p_block_no;
@@ -54,7 +57,7 @@ begin
     for v_pass in 1 .. 2 loop
         foreach g in array p_slices loop
             exit when v_left = 0;
-            -- What is born may be a run of an ordering key, which is not cut for what is lacking.
+            -- What is born may be runs of ordering keys, which are not cut for what is lacking.
             continue when p_lane > 0 and g < b.born and a_slice is not null and b.counts[g + 1] > v_left;
             -- Look before locking, so as not to keep the lock of what is done.
             if v_all then
@@ -76,13 +79,24 @@ begin
             v_id := coalesce(l.rest_id, b.first_ids[g + 1]);
             v_take := least(v_left, v_free);
             v_rest := null;
-            if v_take < v_free and p_lane > 0 and g < b.born and mq._is_run_{t}(p_lane, v_xid, v_id) then
-                v_split := g;
-            end if;
             if v_take < v_free then
                 select x.xid, x.msg_id into v_rest from mq.log_{t} as x
                 where x.lane = case when g < b.born then -1 - p_lane else p_lane end and (x.xid, x.msg_id) >= (v_xid, v_id)
                 order by x.lane, x.xid, x.msg_id offset v_take limit 1;
+                -- A run has an xid of its own. A key is not shared: as many whole runs as there is room for; or else the front of the
+                -- first, and what is left of that goes back.
+                if p_lane > 0 and g < b.born and mq._is_run_{t}(p_lane, v_xid, v_id) then
+                    select count(*) filter (where x.xid < v_rest.xid), count(*) filter (where x.xid = v_rest.xid), min(x.msg_id) filter (where x.xid = v_rest.xid)
+                      into v_fit, v_back, v_next
+                    from mq.log_{t} as x where x.lane = -1 - p_lane and (x.xid, x.msg_id) >= (v_xid, v_id) and x.xid <= v_rest.xid;
+                    if v_fit > 0 then
+                        v_take := v_fit;
+                        v_rest.msg_id := v_next;
+                    else
+                        v_split := g;
+                        v_back := v_back - v_take;
+                    end if;
+                end if;
                 a_rest_xid := a_rest_xid || v_rest.xid;
                 a_rest_id := a_rest_id || v_rest.msg_id;
             else
@@ -122,9 +136,8 @@ begin
     select p_sub, p_lane, p_block_no, u.slice, u.part, a_slice[1], a_part[1], u.n, p_n - v_left, u.rest,
            u.id, u.rest_id, u.xid, u.rest_xid, v_until, v_token
     from unnest(a_slice, a_part, a_n, a_rest, a_xid, a_id, a_rest_xid, a_rest_id) as u (slice, part, n, rest, xid, id, rest_xid, rest_id);
-    -- A key is not shared: the rest of its run goes back.
     if v_split is not null then
-        perform mq._cancel_slice(x, {k}, p_lane, p_block_no, v_split, '{}') from mq.queue as x where x.queue_id = {q};
+        perform mq._cancel_slice(x, {k}, p_lane, p_block_no, v_split, '{}', v_back) from mq.queue as x where x.queue_id = {q};
     end if;
     if p_lane > 0 and mq._uses_ttl({q}) then
         a_late := array(

@@ -98,7 +98,7 @@ begin
                       where l.lane = -1 - p_lane and l.xid = (v_no << 12)::text::xid8) as x
                 where (x.rn - 1) % p_n = 0;
             end if;
-            -- Runs of messages with ordering keys, a slice each. Who opens another lane is waited for, a little. What was read
+            -- Runs of messages with ordering keys. Who opens another lane is waited for, a little. What was read
             -- of events is kept where it was much.
             if p_lane >= 10 and p_given is null and mq._uses_order({q}) and mq._enter_lane({class}, mq._lock_key({q}, -12)) then
                 -- Where something may be cancelled, one may become two slices; and a row of the block has to fit into a page.
@@ -112,7 +112,8 @@ begin
                 select a_xids || array_agg((v_no << 12 | u.run)::text::xid8 order by u.run), a_ids || array_agg(u.first order by u.run),
                        a_counts || array_agg(u.n order by u.run), v_born + count(*)
                   into a_xids, a_ids, a_counts, v_born
-                from (select m.run, min(m.msg_id) as first, count(*)::int as n from admitted as m group by m.run) as u;
+                from (select min(m.run) as run, (array_agg(m.msg_id order by m.run, m.msg_id))[1] as first, count(*)::int as n
+                      from admitted as m group by m.slice) as u;
             end if;
         elsif p_given is not null then
             return false;

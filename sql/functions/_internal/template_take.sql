@@ -299,7 +299,9 @@ begin
             elsif clock_timestamp() > p_give_up then
                 return;
             else
-                perform mq._wait_for_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int);
+                -- Ordering keys take their opener longer, who would be the slower the more come back for another look.
+                perform mq._wait_for_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int,
+                    case when p_lane >= 10 and mq._uses_order({q}) then '250ms' end);
             end if;
         exception
             when sqlstate 'MQ0ZZ' then
