@@ -1,4 +1,4 @@
-select plan(120);
+select plan(124);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -95,6 +95,11 @@ select is(pg_temp.take(2), 'f1', 'other keys stay where they are');
 select is(pg_temp.take(), null, 'and what went back waits for its key');
 select is(pg_temp.ack('e1', 'e2'), 2, 'when that is done');
 select is(pg_temp.take(), 'e3', 'it comes');
+select pg_temp.put('a 4 5 6'), pg_temp.put('b 2'), pg_temp.put('c 4 5') \g /dev/null
+select is(pg_temp.ack('a1', 'a2', 'a3', 'b1', 'c1', 'c2', 'c3'), 7, 'others are done');
+select is(pg_temp.take(3), 'a4 a5 a6', 'two keys more are put together for a lease of three');
+select is(pg_temp.take(2), 'b2', 'and one of two has only the one that fits');
+select is(pg_temp.take(2), 'c4 c5', 'rather than a part of the other');
 
 -- One fails.
 select pg_temp.fresh();

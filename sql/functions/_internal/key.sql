@@ -211,7 +211,7 @@ begin
             values (0, v_no, case when w.next_xid is null then w.cur else w.prev end, case when w.next_xid is not null then w.cur end, w.next_xid, w.next_event);
             delete from mq.turn_{q} as x where x.lane = 0 and x.no = w.no;
             exit when w.next_xid is null or clock_timestamp() > v_give_up or mq._has_turn_{q}(p_lane);
-            v_most := 10000;
+            v_most := 4096;
         end loop;
         return v_sum;
     end $$;
@@ -223,7 +223,7 @@ begin
     create or replace function mq._admit_keys_{q}(p_lane smallint, p_n int, p_most int)
     returns table (slice int, run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
     declare
-        c_most  constant int := 2048;       -- messages: all others wait for us; and a block has numbers for 4095 runs
+        c_most  constant int := 1024;       -- messages: all others wait for us; and a block has numbers for 4095 runs
         c       record;
         q       record;
         w       record;
