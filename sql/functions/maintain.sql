@@ -276,6 +276,18 @@ begin
             return next (null, 'failed', sqlerrm)::mq.upkeep;
     end;
     perform mq._empty_inbox();
+    -- After all the rest: consumers of these keys are kept out from here on.
+    for q in select * from mq.queue as x where x.queue_id = any (a_ids) and x.mode = 'lease' and not x.paused order by random() loop
+        begin
+            perform mq._open_for_keys(q.queue_id, q.register);
+        exception
+            when others then
+                if maintain.queue is not null then
+                    raise;
+                end if;
+                return next (q.name, 'failed', sqlerrm)::mq.upkeep;
+        end;
+    end loop;
 end $$;
 
 comment on function mq.maintain(text) is

@@ -436,3 +436,115 @@ def test_other_lanes_go_on_while_a_key_has_its_turn(session: Connect) -> None:
         assert ack(other, rows[0][1]) == len(rows)
     assert [what for what in got if what[0] == "a"] == ["a1", "a2", "a3", "a4"]
     assert "b1" in got
+
+
+# -- from a review ----------------------------------------------------------------------------------
+
+
+def test_who_writes_before_he_dequeues_gets_retries(
+    session: Connect,
+) -> None:
+    """Such a consumer keeps nothing of what he only read and promoted: upkeep does so for him."""
+    conn, writer = session(autocommit=True), session()
+    conn.execute("create table written (i int)")
+
+    def poll() -> list[Any]:
+        writer.execute("insert into written values (1)")
+        got = take(writer, 10)
+        writer.commit()
+        return got
+
+    put(conn, "a", "a1", "a2")
+    (row,) = take_rows(conn)
+    nack(conn, row[1])
+    assert poll() == ["a1", "a2"]  # due at once: it came back to its key itself
+    expire(conn)
+    assert take(conn, 10) == []
+    nack(conn, take_rows(conn, 10)[0][1], delay="1 ms")
+    got: list[Any] = []
+    wait.until(lambda: not got.extend(poll()) and conn.execute("select mq.maintain('q')") and got)
+    assert got == ["a1", "a2"]
+
+
+def test_what_others_left_of_a_slice_is_not_behind_newer_keys(session: Connect) -> None:
+    """Nobody has it, in a block that is not the newest: whoever is about to open another one looks there first."""
+    conn, other = session(autocommit=True), session()
+    for i in range(1, 21):
+        put(conn, f"k{i}", f"k{i}")
+    assert len(take(conn, 10)) == 10
+    assert take(other) == ["k11"]
+    put(conn, "new 0", "new 0")
+    assert take(conn) == ["new 0"]  # the rest of that slice is locked
+    other.commit()
+    got = []
+    for i in range(1, 12):
+        put(conn, f"new {i}", f"new {i}")
+        got += take(conn)
+    assert got[:9] == [f"k{i}" for i in range(12, 21)]
+
+
+def test_what_is_left_of_a_slice_is_as_old_as_it_is(session: Connect) -> None:
+    """Lanes of one priority take turns by that."""
+    conn = session(autocommit=True)
+    for i in range(1, 21):
+        put(conn, f"k{i}", f"k{i}")
+    assert len(take(conn, 10)) == 10
+    assert take(conn) == ["k11"]
+    conn.execute("""select mq.enqueue('q', '"plain"')""")
+    assert value(
+        conn, "select oldest_ready_age > '0' from mq.queue_stats('q')"
+    )  # that of a plain one is newer
+    assert [take(conn)[0] for _ in range(10)] == [*(f"k{i}" for i in range(12, 21)), "plain"]
+
+
+def test_what_is_left_of_a_slice_expires_in_one_go(session: Connect) -> None:
+    conn = session(autocommit=True)
+    for i in range(400):
+        put(conn, f"k{i}", f"k{i}", ttl="1 hour")
+    assert len(take(conn, 200)) == 200
+    assert len(take(conn)) == 1
+    conn.execute("set max_stack_depth = '200kB'")
+    for table in ("log_%s_1", "parked_%s"):
+        conn.execute(
+            "update mq.{} set extra = extra || '{{\"e\": 1}}' where extra ? 'e'".format(  # noqa: UP032
+                table % number(conn)
+            )
+        )
+    assert take(conn) == []
+    assert value(conn, "select dead from mq.queue_stats('q')") == 199
+
+
+def test_a_dequeue_does_not_wait_for_upkeep_that_forgets_its_key(session: Connect) -> None:
+    conn, upkeep = session(autocommit=True), session()
+    put(conn, "a", "a1")
+    (row,) = take_rows(conn)
+    ack(conn, row[1])
+    put(conn, "b", "b1")
+    assert take(conn) == ["b1"]  # what is read on the way is kept
+    key = f"mq.key_{number(conn)}"
+    rows_of_a = f"select count(*) from {key} where ordering_key = 'a'"
+    conn.execute(f"update {key} set since = since - interval '11 minutes'")
+    upkeep.execute(f"select mq._forget_idle_keys({number(conn)})")
+    put(conn, "a", "a2")
+    conn.execute("set lock_timeout = '10ms'")
+    assert take(conn) == ["a2"]
+    upkeep.rollback()
+    assert value(conn, rows_of_a) == 2
+    put(conn, "a", "a3")
+    assert take(conn) == []  # it is the newer row that counts
+    upkeep.execute(f"select mq._forget_idle_keys({number(conn)})")
+    upkeep.commit()
+    assert value(conn, rows_of_a) == 1
+
+
+def test_who_left_a_rest_goes_on_there(session: Connect) -> None:
+    """Though he had another slice besides."""
+    conn = session(autocommit=True)
+    put(conn, "z", "z1", "z2", "z3", "z4")
+    put(conn, "a", "a1", "a2")
+    put(conn, "b", "b1", "b2")
+    put(conn, "c", "c1")
+    put(conn, "d", "d1", "d2", "d3", "d4")
+    assert take(conn, 4) == ["z1", "z2", "z3", "z4"]
+    assert take(conn, 3) == ["a1", "a2", "c1"]
+    assert take(conn, 2) == ["b1", "b2"]

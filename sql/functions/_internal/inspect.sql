@@ -173,9 +173,13 @@ begin
         select y.prev, y.cur, y.next_xid, y.next_id, f.xid, f.id, f.lane
         from mq.block_{t} as y
         left join lateral (
-            select y.first_xids[g + 1] as xid, y.first_ids[g + 1] as id, (case when g < y.born then -1 - y.lane else y.lane end)::smallint as lane
+            select coalesce(e.rest_xid, y.first_xids[g + 1]) as xid, coalesce(e.rest_id, y.first_ids[g + 1]) as id,
+                   (case when g < y.born then -1 - y.lane else y.lane end)::smallint as lane
             from generate_series(0, cardinality(y.counts) - 1) as g
-            where not exists (select from mq.lease_{t} as e where e.subscription = 1 and e.lane = $1 and e.block_no = y.block_no and e.slice = g offset 0)
+            left join lateral (
+                select x.rest, x.rest_xid, x.rest_id from mq.lease_{t} as x where x.subscription = 1 and x.lane = $1 and x.block_no = y.block_no and x.slice = g
+                order by x.subscription desc, x.lane desc, x.block_no desc, x.slice desc, x.part desc limit 1) as e on true
+            where coalesce(e.rest, 1) > 0
             limit 1) as f on true
         where y.subscription = 1 and y.lane = $1 and y.block_no >= (select mq._current_{t}(1::smallint, $1))
         order by f.id is null, y.block_no * case when f.id is null then -1 else 1 end limit 1

@@ -182,7 +182,7 @@ begin
                        (array_agg(e.lane order by e.stands) filter (where e.lane is not null))[1] as lane
                 from e group by e.ordering_key),
             old as materialized (
-                select t.ordering_key, k.no, k.at, k.lane as ready_lane,
+                select t.ordering_key, k.no, k.at, k.lane as ready_lane, k.since < clock_timestamp() - interval '9 minutes' and k.outstanding = 0 and k.returned = 0 and k.at is null as is_idle,
                        greatest(coalesce(k.outstanding, 0) - t.settled, 0) as outstanding,
                        coalesce(k.returned, 0) + t.returned as returned,
                        coalesce(least(k.next_place, t.place), 0) as next_place,
@@ -194,8 +194,8 @@ begin
                 left join lateral (
                     select x.place, x.lane from mq.line_{q} as x where x.ordering_key = t.ordering_key and x.place >= k.next_place
                     order by x.ordering_key, x.place limit 1) as l on true),
-            gone as (
-                delete from mq.key_{q} as k using old as o where k.ordering_key = o.ordering_key and k.no = o.no)
+            gone as (       -- but for those that upkeep may have in hand: it is not waited for
+                delete from mq.key_{q} as k using old as o where k.ordering_key = o.ordering_key and k.no = o.no and o.is_idle is not true)
             insert into mq.key_{q} (ordering_key, no, outstanding, returned, next_place, lane, at)
             select o.ordering_key, v_no, o.outstanding, o.returned, o.next_place, s.lane,
                    -- Its turn comes by its first message's place; where it is fair, behind all that are ready now. Never before
@@ -223,7 +223,7 @@ begin
     create or replace function mq._admit_keys_{q}(p_lane smallint, p_n int, p_most int)
     returns table (slice int, run int, msg_id bigint, enqueued_at timestamptz, attempt smallint, payload jsonb, headers jsonb, extra jsonb) language plpgsql as $$
     declare
-        c_most  constant int := 1024;       -- messages: all others wait for us; and a block has numbers for 4095 runs
+        c_most  constant int := 1024;       -- messages, as all others wait for us; and a block has numbers for 4095 runs
         c       record;
         q       record;
         w       record;
@@ -239,7 +239,7 @@ begin
             select * from mq.turn_{q} as y where y.lane = p_lane order by y.lane desc, y.no desc limit 1) as x on true;
         select x.fair, x.max_in_flight_per_key as per_key into q from mq.queue as x where x.queue_id = {q};
         -- Where it is fair, each has its share of a lease, if so many are ready.
-        v_run := least(p_n, q.per_key, 8192, case when q.fair then greatest(p_n / greatest((
+        v_run := least(p_n, q.per_key, c_most, case when q.fair then greatest(p_n / greatest((
             select count(*) from (
                 select from mq.key_{q} as x
                 where x.lane = p_lane and x.at is not null and (x.at, x.ordering_key) > (c.at, c.ordering_key)
@@ -446,6 +446,33 @@ begin
              limit 1)) as m
         $x$, '{q}', _oldest_of_keys.queue_id::text) into v_oldest using _oldest_of_keys.lane;
     return v_oldest;
+end $f$;
+
+-- By upkeep: opens a block in each lane in which nothing is free, and something is due or has happened. Consumers who wrote before they
+-- dequeue give back what they read and promote of keys, unless they get something at once, so as not to keep it from others to the end of
+-- their transactions: were there only such ones, nobody would have it.
+create or replace function mq._open_for_keys(queue_id int, register regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set jit = off as $f$
+declare
+    v_slot constant int := pg_sequence_last_value(_open_for_keys.register) & 65535;
+    v_lane smallint;
+    v_size int;
+    v_free bigint;
+begin
+    if not mq._uses_order(_open_for_keys.queue_id) then
+        return;
+    end if;
+    foreach v_lane in array mq._lanes(_open_for_keys.queue_id) loop
+        continue when v_lane = 0;
+        execute replace($x$
+            select b.size, cardinality(b.counts) - (
+                select count(*) from mq.lease_{t} as e where e.subscription = 1 and e.lane = $1 and e.block_no = b.block_no and e.rest = 0)
+            from mq.block_{t} as b where b.subscription = 1 and b.lane = $1 order by b.subscription desc, b.lane desc, b.block_no desc limit 1
+            $x$, '{t}', _open_for_keys.queue_id || '_' || v_slot) into v_size, v_free using v_lane;
+        if v_free > 0 is not true then
+            execute format('select mq._open_ahead_%s_%s(1::smallint, $1, $2, true, true)', _open_for_keys.queue_id, v_slot) using v_lane, coalesce(v_size, 1);
+        end if;
+    end loop;
 end $f$;
 
 -- By upkeep: keys with which nothing is going on since ten minutes.

@@ -126,7 +126,7 @@ begin
     v_xid := b.next_xid;
     v_id := b.next_id;
     -- Not where more is due than this block takes: that would wait for longer.
-    if p_ahead and b.size = p_n and b.cur is not null and cardinality(b.counts) >= c_least and v_born < 32 then
+    if p_ahead and p_lane = 0 and b.size = p_n and b.cur is not null and cardinality(b.counts) >= c_least and v_born < 32 then
         v_slices := cardinality(b.counts);
         v_drawn := coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) - b.first_ticket + 1;
         v_slices := case when 2 * v_drawn >= v_slices then 2 * v_slices when 4 * v_drawn < v_slices then v_slices / 2 else v_slices end;
@@ -140,7 +140,7 @@ begin
             v_id := 0;
         end if;
         r := mq._ranges(v_prev, v_cur, v_xid, v_id);
-        r := mq._slices_{t}(p_lane, p_n, v_want, r.lo_xids, r.lo_ids, r.hi_xids);
+        r := mq._slices_{t}(p_lane, p_n, v_want, greatest(256 - v_born, 16), r.lo_xids, r.lo_ids, r.hi_xids);
         a_xids := a_xids || r.xids;
         a_ids := a_ids || r.ids;
         a_counts := a_counts || r.counts;
@@ -201,7 +201,7 @@ begin
     return true;
 end $$;
 
--- Opens the block after the newest while that still has tickets, if there is something to put into it.
+-- Opens the block after the newest while that still has tickets (or, in a lane from 10 on, where nothing is free), if there is something to put into it.
 create or replace function mq._open_ahead_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean) returns void
 language plpgsql as $$
 declare
@@ -218,9 +218,9 @@ begin
     -- As in _take_: look again behind the lock; where there is nothing it is given back.
     begin
         if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
-            and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
+            and mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
         then
-            if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
+            if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0)) then
                 raise exception using errcode = 'MQ0ZZ';
             end if;
             v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
@@ -284,7 +284,7 @@ begin
 end $$;
 
 -- Cuts ranges of the log into up to p_want slices of p_n messages, and says where to go on if there is more.
-create or replace function mq._slices_{t}(p_lane smallint, p_n int, p_want int, p_lo_xids xid8[], p_lo_ids bigint[], p_hi_xids xid8[],
+create or replace function mq._slices_{t}(p_lane smallint, p_n int, p_want int, p_most int, p_lo_xids xid8[], p_lo_ids bigint[], p_hi_xids xid8[],
     out xids xid8[], out ids bigint[], out counts int[], out next_xid xid8, out next_id bigint)
 language plpgsql as $$
 declare
@@ -318,7 +318,7 @@ begin
         order by x.lane, x.xid, x.msg_id limit 1;
         while f.xid is not null loop
             -- Short slices, where many transactions run, may be more; a row of the block has to fit into a page.
-            if v_sum >= v_max or cardinality(counts) >= 256 then
+            if v_sum >= v_max or cardinality(counts) >= p_most then
                 next_xid := f.xid;
                 next_id := f.msg_id;
                 return;

@@ -139,6 +139,7 @@ declare
     v_receipt text;
     v_ready boolean;
     v_hole  boolean;
+    v_from  bigint;             -- the block with the hole
     v_opened boolean;
     v_empty boolean;
     v_mine  boolean;
@@ -281,10 +282,16 @@ begin
                     and (pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)) or p_lane >= 10 and mq._uses_order({q}));
                 v_ready := v_mine and (p_fresh and mq._look_{t}(p_lane, b.prev, b.cur) or v_due and coalesce(mq._is_due_{q}(p_lane), true));
                 -- What a rollback left in this block would be a hole once there is a newer one: taken below, without
-                -- the lane, which would be held for nothing.
+                -- the lane, which would be held for nothing. So is what is left of ordering keys in an older one: somebody was at another
+                -- key of that slice, or had begun it and does not come back; and the later ones of these keys wait for it.
                 if v_ready then
-                    perform from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
+                    v_from := b.block_no;
+                    perform from mq._gather_{t}(p_sub, p_lane, v_from, null, p_had, p_n, p_vt);
                     v_hole := found;
+                    if not v_hole and not p_had and p_lane >= 10 and mq._uses_order({q}) then
+                        v_from := mq._hole_{t}(p_sub, p_lane);
+                        v_hole := v_from is not null;
+                    end if;
                 end if;
                 if v_ready and not v_hole then
                     v_opened := mq._open_{t}(p_sub, p_lane, p_n, p_fresh, v_due, null, false);
@@ -309,7 +316,7 @@ begin
         end;
         if v_hole then
             v_ready := false;
-            return query select * from mq._gather_{t}(p_sub, p_lane, b.block_no, null, p_had, p_n, p_vt);
+            return query select * from mq._gather_{t}(p_sub, p_lane, v_from, null, p_had, p_n, p_vt);
             get diagnostics v_count = row_count;
             if v_count > 0 then
                 return;

@@ -139,12 +139,14 @@ declare
     v_admitted int;
     v_count    int;
     v_sum      int := 0;
+    v_read     int;
+    c_give_up  constant timestamptz := clock_timestamp() + interval '300 milliseconds';
 begin
     if not pg_try_advisory_xact_lock(mq._lock_class(), mq._lock_key(q.queue_id, -12)) then
         return 0;           -- somebody else does
     end if;
     for v_round in 1 .. 20 loop
-        execute format('select mq._fold_%s($1, 23)', q.queue_id) using lane;
+        execute format('select mq._fold_%s($1, 23)', q.queue_id) into v_read using lane;
         execute replace(replace($x$
             with admitted as materialized (select * from mq._admit_keys_{q}($1, 1, 1000)),
             gone as (delete from mq.cancelled as c using admitted as a where c.queue_id = {q} and c.msg_id = a.msg_id returning c.msg_id),
@@ -158,8 +160,12 @@ begin
             select count(*), count(*) - (select count(*) from gone) from admitted
             $x$, '{t}', q.queue_id || '_' || (pg_sequence_last_value(q.register) & 65535)), '{q}', q.queue_id::text) into v_admitted, v_count using lane;
         v_sum := v_sum + v_count;
-        exit when v_admitted = 0;
+        -- Behind what keys hold up there may be more.
+        exit when v_admitted = 0 and (v_read < 64 or clock_timestamp() > c_give_up);
     end loop;
+    if v_sum = 0 and v_read >= 64 then
+        perform mq._notify(q.queue_id, q.name, q.notify, q.notified);
+    end if;
     return v_sum;
 end $f$;
 
