@@ -46,7 +46,7 @@ def test_many_keys_and_consumers(database: str) -> None:
     """As the requirement says: 64 consumers, 100,000 keys."""
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("select mq.alter_queue('q', max_attempts => 32000, retry_backoff => '0')")
-    chaos = run(database, 100_000, 60_000, 64, trouble=0.1)
+    chaos = run(database, 100_000, 50_000, 64, trouble=0.1, hot=0.02)
     assert len(chaos.order.put) > 30_000
 
 

@@ -90,6 +90,8 @@ class Chaos:
     priorities: bool = True
     trouble: float = 1.0
     """1: half of all leases do not simply end with an ack."""
+    hot: float = 0.2
+    """Which part of the messages has one of two keys: those come one after the other, however many consumers there are."""
     producing: bool = True
     errors: list[str] = field(default_factory=list)
     empty: int = 0
@@ -129,7 +131,7 @@ class Chaos:
         count = 0
         while count < self.messages // 2 and not self._is_over():
             keys = [
-                rnd.choice(mine) if rnd.random() < 0.8 else no
+                no if rnd.random() < self.hot else rnd.choice(mine)
                 for _ in range(rnd.choice((1, 1, 5, 40)))
             ]
             next_: dict[int, int] = {}
