@@ -229,7 +229,7 @@ begin
 end $$;
 
 comment on function mq.dequeue(text, int, interval, text, interval, text) is
-'Leases up to n messages, the highest priority first, then the oldest, under one receipt. No rows: nothing can be delivered now. (What this call found to be due, or lost by its consumer, and has an ordering_key, comes with the next one.)
+'Leases up to n messages, the highest priority first, then the oldest, under one receipt. No rows: nothing can be delivered now. (What this call found to be due, or lost by its consumer, and has an ordering_key, comes with the next one; so does what stands behind thousands of messages of keys that are under lease.)
 queue: its name.
 n: at most so many, 1 to 10000; default 1.
 visibility_timeout: how long the lease lasts; default the queue''s. In a queue of mode transaction it does not matter: the messages are consumed when this transaction commits, and are there again, with the attempt counted, when it rolls back.

@@ -291,7 +291,7 @@ begin
 end $$;
 
 comment on function mq.maintain(text) is
-'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results, delivers what schedules put aside where nobody dequeues. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
+'All upkeep: takes back leases that ran out, begins new segments, seals and drops old ones, forgets old results, delivers what schedules put aside where nobody dequeues, lays out what is next of ordering keys. Call it now and then, in a transaction of its own: every few seconds or minutes; the client and mqctl maintain --loop do. Never waits for long; what is busy is left for the next call, and all of it in a transaction that wrote before.
 queue: its name; default all queues.
 Returns: queue, action, detail: what was done; queue is null where it is for all queues.
 Raises: MQ001 no such queue; 0A000 not in READ COMMITTED.

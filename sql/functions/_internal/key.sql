@@ -232,7 +232,8 @@ begin
         v_sum   int := 0;
         v_in    int := 0;           -- messages of the slice
         v_slice int := 1;
-        a_key   text[] := '{}';     a_no bigint[] := '{}';     a_next bigint[] := '{}';    a_slice int[] := '{}';
+        a_key   text[] := '{}'::text[];     a_no    bigint[] := '{}'::bigint[];
+        a_next  bigint[] := '{}'::bigint[]; a_slice int[] := '{}'::int[];
     begin
         select x.no, coalesce(x.at, 0) as at, coalesce(x.ordering_key, '') as ordering_key into c
         from (select 1) as one left join lateral (
