@@ -258,6 +258,36 @@ def test_the_first_limit_waits_for_who_leases_without(
     assert in_flight(conn) == 3
 
 
+def test_the_first_limit_waits_for_what_is_prepared(
+    conn: Connection, session: Connect, background: Background
+) -> None:
+    """Such a transaction has locks, but no process."""
+    conn.execute("select mq.alter_queue('q', notify => 'never')")
+    fill(conn, 5)
+    early, changing = session(), session(autocommit=True)
+    assert take(early, 2) == [1, 2]
+    name = f"{conn.info.dbname} limit"
+    early.execute(f"prepare transaction '{name}'")
+    try:
+        altering = background(limit, changing, 3)
+        until_waiting(conn, changing)
+    finally:
+        conn.execute(f"commit prepared '{name}'")
+    altering.result()
+    assert len(take(conn, 5)) == 1
+    assert in_flight(conn) == 3
+
+
+def test_what_a_new_rate_has_counted_is_not_forgotten(conn: Connection) -> None:
+    """By an upkeep that read the queue's row before it had a rate."""
+    fill(conn, 5)
+    before = value(conn, "select q::text from mq.queue as q where q.name = 'q'")
+    conn.execute("select mq.alter_queue('q', rate_limit => 2, rate_period => '1 hour')")
+    assert take(conn, 5) == [1, 2]
+    conn.execute("select mq._forget_delivered(%s::mq.queue)", (before,))
+    assert take(conn, 5) == []
+
+
 def test_who_comes_while_the_first_limit_is_set_waits_for_it(
     conn: Connection, session: Connect, background: Background
 ) -> None:

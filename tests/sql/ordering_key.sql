@@ -1,4 +1,4 @@
-select plan(124);
+select plan(130);
 
 select test.forget('ordering_key');
 select mq.create_queue('ordering_key', max_attempts => 3, retry_backoff => '0');
@@ -267,6 +267,25 @@ select pg_temp.put('a 5'), pg_temp.put('b 1') \g /dev/null
 select is(mq.purge_queue('ordering_key'), 4::bigint, 'a purge removes what waits for its key, too');
 select pg_temp.put('a 6') \g /dev/null
 select is(pg_temp.take(), 'a6', 'and nothing of it is in the way then');
+
+-- Upkeep forgets keys with which nothing goes on, but not at once: their rows would be in the way of the next look, as long as a snapshot keeps them.
+select pg_temp.fresh();
+create function pg_temp.grow_old() returns void language plpgsql as $$
+begin
+    execute format('update mq.key_%s set since = since - interval ''11 minutes''', test.queue_id('ordering_key'));
+end $$;
+select pg_temp.put('a 1'), pg_temp.put('b 1') \g /dev/null
+select is(pg_temp.take(), 'a1 b1', 'two keys');
+select is(pg_temp.ack('a1'), 1, 'one of which is done');
+select pg_temp.put('c 1') \g /dev/null
+select is(pg_temp.take(), 'c1', 'and read');
+select mq.maintain('ordering_key') \g /dev/null
+select is(pg_temp.rows('key'), 3::bigint, 'all are known');
+select pg_temp.grow_old() \g /dev/null
+select mq.maintain('ordering_key') \g /dev/null
+select is(pg_temp.rows('key'), 2::bigint, 'ten minutes later only those that are under lease');
+select pg_temp.put('a 2'), pg_temp.put('b 2') \g /dev/null
+select is(pg_temp.take(), 'a2', 'one who is forgotten is like a new one');
 
 -- Bad input.
 select throws_ok($$ select mq.enqueue('ordering_key', '1', ordering_key => '') $$, '22023', null, 'a key is not empty');
