@@ -27,6 +27,7 @@ from stateful.producing import Producing
 from stateful.replaying import Replaying
 from stateful.reporting import Reporting
 from stateful.scheduling import Scheduling
+from stateful.throttling import Throttling
 from stateful.transactional import InTransactions
 from stateful.transactions import Transactions
 from stateful.upkeep import Upkeep
@@ -79,6 +80,10 @@ class WithOrder(Core, Ordering):
     """Messages of one ordering key come in order."""
 
 
+class WithLimits(Core, Throttling):
+    """Consumers have no more than so many messages."""
+
+
 class WithSchedules(Core, Scheduling):
     """What is due at a time, each time."""
 
@@ -118,6 +123,7 @@ MACHINES: dict[type[Machine] | type[InTransactions], int] = {
     WithReplay: 1,
     WithSchedules: 1,
     WithOrder: 1,
+    WithLimits: 1,
     Everything: 3,
     InTransactions: 2,
 }

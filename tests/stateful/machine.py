@@ -46,6 +46,7 @@ INTERVALS = (
     "dedup_window",
     "retention",
     "result_retention",
+    "rate_period",
 )
 
 
