@@ -14,6 +14,7 @@ declare
     v_taken   int;
     v_again   mq._taken[];
     v_copy    int;
+    v_until   timestamptz;
     a_ids     int[];
 begin
     perform mq._check_isolation('maintain');
@@ -275,11 +276,12 @@ begin
         when others then
             return next (null, 'failed', sqlerrm)::mq.upkeep;
     end;
-    perform mq._empty_inbox();
-    -- After all the rest: consumers of these keys are kept out from here on.
+    -- Consumers of these keys are kept out from here on: so not for long.
+    v_until := clock_timestamp() + interval '300 milliseconds';
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) and x.mode = 'lease' and not x.paused order by random() loop
+        exit when clock_timestamp() > v_until;
         begin
-            perform mq._open_for_keys(q.queue_id, q.register);
+            perform mq._lay_out_keys(q.queue_id, q.register);
         exception
             when others then
                 if maintain.queue is not null then
@@ -288,6 +290,7 @@ begin
                 return next (q.name, 'failed', sqlerrm)::mq.upkeep;
         end;
     end loop;
+    perform mq._empty_inbox();
 end $$;
 
 comment on function mq.maintain(text) is

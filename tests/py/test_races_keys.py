@@ -468,6 +468,31 @@ def test_who_writes_before_he_dequeues_gets_retries(
     assert got == ["a1", "a2"]
 
 
+def blocks(conn: psycopg.Connection) -> int:
+    return int(value(conn, f"select count(*) from mq.block_{number(conn)}_1 where lane = 14"))
+
+
+def test_upkeep_lays_out_keys_only_where_nothing_can_be_had(session: Connect) -> None:
+    conn, holder, listener = session(autocommit=True), session(), session(autocommit=True)
+    for key in "abc":
+        put(conn, key, f"{key}1")
+    assert take(conn) == ["a1"]
+    put(conn, "d", "d1")
+    before = blocks(conn)
+    conn.execute("select mq.maintain('q')")
+    assert blocks(conn) == before  # two of three are free
+    assert take(conn) == ["b1"]
+    assert take(holder) == ["c1"]  # nobody else can have it, though that is not committed
+    listener.execute("select mq.listen('q')")
+    list(listener.notifies(timeout=0))
+    conn.execute("select mq.maintain('q')")
+    assert blocks(conn) == before + 1
+    assert list(listener.notifies(timeout=5, stop_after=1))
+    assert take(listener) == ["d1"]
+    holder.rollback()
+    assert take(conn) == ["c1"]
+
+
 def test_what_others_left_of_a_slice_is_not_behind_newer_keys(session: Connect) -> None:
     """Nobody has it, in a block that is not the newest: whoever is about to open another one looks there first."""
     conn, other = session(autocommit=True), session()

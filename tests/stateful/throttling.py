@@ -16,8 +16,8 @@ PERIOD = 190  # no sum of passes comes near to it
 class Throttling(Consuming):
     settings: ClassVar[Draws] = {
         **Machine.settings,
-        "max_in_flight": st.sampled_from((5, 2, 20, None)),
-        "rate_limit": st.sampled_from((1000, 20, 6)),
+        "max_in_flight": st.sampled_from((3, 5, 2, None)),
+        "rate_limit": st.sampled_from((1000, 1000, 15)),
         "rate_period": st.just(PERIOD),
     }
 

@@ -449,31 +449,26 @@ begin
     return v_oldest;
 end $f$;
 
--- By upkeep: opens a block in each lane in which nothing is free, and something is due or has happened. Consumers who wrote before they
+-- By upkeep: lays out what is next of keys, in each lane where nothing is free, and something is due or has happened. Consumers who wrote before they
 -- dequeue give back what they read and promote of keys, unless they get something at once, so as not to keep it from others to the end of
--- their transactions: were there only such ones, nobody would have it.
-create or replace function mq._open_for_keys(queue_id int, register regclass) returns void
-language plpgsql set search_path = pg_catalog, pg_temp set jit = off as $f$
+-- their transactions: were there only such ones, nobody would have it. Not while upkeep keeps others from tables: this may take long.
+create or replace function mq._lay_out_keys(queue_id int, register regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $f$
 declare
-    v_slot constant int := pg_sequence_last_value(_open_for_keys.register) & 65535;
     v_lane smallint;
-    v_size int;
-    v_free bigint;
 begin
-    if not mq._uses_order(_open_for_keys.queue_id) then
-        return;
+    if mq._uses_order(_lay_out_keys.queue_id) and not exists (
+        select from pg_locks as l
+        where l.locktype = 'relation' and l.pid = pg_backend_pid() and l.mode in ('ShareRowExclusiveLock', 'AccessExclusiveLock')
+          and l.database = (select d.oid from pg_database as d where d.datname = current_database()))
+    then
+        foreach v_lane in array mq._lanes(_lay_out_keys.queue_id) loop
+            continue when v_lane = 0;
+            execute format('select mq._lay_out_%s_%s($1)', _lay_out_keys.queue_id, pg_sequence_last_value(_lay_out_keys.register) & 65535) using v_lane;
+        end loop;
     end if;
-    foreach v_lane in array mq._lanes(_open_for_keys.queue_id) loop
-        continue when v_lane = 0;
-        execute replace($x$
-            select b.size, cardinality(b.counts) - (
-                select count(*) from mq.lease_{t} as e where e.subscription = 1 and e.lane = $1 and e.block_no = b.block_no and e.rest = 0)
-            from mq.block_{t} as b where b.subscription = 1 and b.lane = $1 order by b.subscription desc, b.lane desc, b.block_no desc limit 1
-            $x$, '{t}', _open_for_keys.queue_id || '_' || v_slot) into v_size, v_free using v_lane;
-        if v_free > 0 is not true then
-            execute format('select mq._open_ahead_%s_%s(1::smallint, $1, $2, true, true)', _open_for_keys.queue_id, v_slot) using v_lane, coalesce(v_size, 1);
-        end if;
-    end loop;
 end $f$;
 
 -- By upkeep: keys with which nothing is going on since ten minutes.

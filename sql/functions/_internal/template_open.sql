@@ -201,7 +201,7 @@ begin
     return true;
 end $$;
 
--- Opens the block after the newest while that still has tickets (or, in a lane from 10 on, where nothing is free), if there is something to put into it.
+-- Opens the block after the newest while that still has tickets, if there is something to put into it.
 create or replace function mq._open_ahead_{t}(p_sub smallint, p_lane smallint, p_n int, p_fresh boolean, p_due boolean) returns void
 language plpgsql as $$
 declare
@@ -232,6 +232,46 @@ begin
     exception
         when sqlstate 'MQ0ZZ' or lock_not_available then
             null;           -- then it is opened when the tickets are used up
+    end;
+end $$;
+
+-- Opens a block of a lane from 10 on for others, if in the newest one nothing is free that anybody could have. As in _take_: look again
+-- behind the lock; where there is nothing it is given back.
+create or replace function mq._lay_out_{t}(p_lane smallint) returns void
+language plpgsql as $$
+declare
+    c_class constant int := {class};
+    b       record;
+    v_size  int;
+begin
+    if not mq._is_due_{q}(p_lane) then      -- null: perhaps
+        return;
+    end if;
+    begin
+        if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int) then
+            select y.block_no, y.counts into b from mq.block_{t} as y where y.subscription = 1 and y.lane = p_lane
+            order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
+            if mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
+                and not exists (
+                    select from generate_series(0, cardinality(b.counts) - 1) as g
+                    where not exists (
+                        select from mq.lease_{t} as e where e.subscription = 1 and e.lane = p_lane and e.block_no = b.block_no and e.slice = g and e.rest = 0)
+                      and pg_try_advisory_lock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int)
+                      and pg_advisory_unlock(c_class, (hashint8extended(b.block_no * 65536 + g, {seed} + p_lane) & 2147483647)::int))
+            then
+                -- For consumers as the last one was; a mark has no slices.
+                select y.size into v_size from mq.block_{t} as y where y.subscription = 1 and y.lane = p_lane and cardinality(y.counts) > 0
+                order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
+                if mq._open_{t}(1::smallint, p_lane, least(coalesce(v_size, 10), 100), true, pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)), null, false) then
+                    perform mq._notify(x.queue_id, x.name, x.notify, x.notified) from mq.queue as x where x.queue_id = {q};
+                    return;
+                end if;
+            end if;
+        end if;
+        raise exception using errcode = 'MQ0ZZ';
+    exception
+        when sqlstate 'MQ0ZZ' or lock_not_available then
+            null;
     end;
 end $$;
 

@@ -242,8 +242,8 @@ begin
             if v_count > 0 then
                 return;
             end if;
-            -- It opened this one, and all of it had expired: for a second at most, and the rest by the next call.
-            exit when v_opened and clock_timestamp() > p_give_up + interval '1 second';
+            -- All of it had expired: for a second at most, and the rest by the next call.
+            exit when clock_timestamp() > p_give_up + interval '1 second';
         end if;
 
         -- Nothing is free in the current block: there may be one behind it.
@@ -322,6 +322,7 @@ begin
                 return;
             end if;
         end if;
+        exit when v_hole and clock_timestamp() > p_give_up;     -- what was left there had expired, or others were faster
         exit when v_mine and not v_opened and not v_hole;       -- what was there another promotes, or leads elsewhere
         exit when v_empty and clock_timestamp() > p_give_up;        -- the next call goes on from there
     end loop;
