@@ -539,6 +539,7 @@ def test_what_is_left_of_a_slice_expires_in_one_go(session: Connect) -> None:
         )
     assert take(conn) == []
     assert value(conn, "select dead from mq.queue_stats('q')") == 199
+    assert int(value(conn, f"select count(*) from mq.lease_{number(conn)}_1")) <= 5
 
 
 def test_a_dequeue_does_not_wait_for_upkeep_that_forgets_its_key(session: Connect) -> None:
