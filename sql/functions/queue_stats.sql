@@ -77,7 +77,7 @@ begin
 end $$;
 
 comment on function mq.queue_stats(text) is
-'Counts what is in the queues. Reads them whole: every few seconds is fine, every few milliseconds is not.
+'Counts what is in the queues. Reads them whole: every few seconds is fine, every few milliseconds is not. What moves while it counts may be in two of its figures, or in none; in REPEATABLE READ all of them are of one moment.
 queue: its name; default all queues.
 Returns: queue, ready, deferred, leased (in mode transaction: taken by open transactions), dead, oldest_ready_age, enqueued_total (ids given out, those rolled back too), delivered_total, settled_total (acknowledged; these two count a message again each time that it was rewound), segments, bytes (of those that are kept, too), paused, maintenance_overdue (nobody calls maintain()).
 Raises: MQ001 no such queue.
