@@ -17,7 +17,8 @@ CHURN = """
 select coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint,
        coalesce(sum(n_dead_tup), 0)::bigint
 from pg_stat_all_tables as t
-where schemaname = 'mq' or exists (select from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.reltoastrelid = t.relid)
+where schemaname = 'mq'
+   or exists (select from pg_class as c where c.relnamespace = 'mq'::regnamespace and c.reltoastrelid = t.relid)
 """
 EMPTY_POLL = measure.LEASE.format(queue="q", n=1)
 
