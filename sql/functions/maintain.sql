@@ -281,7 +281,7 @@ begin
     for q in select * from mq.queue as x where x.queue_id = any (a_ids) and x.mode = 'lease' and not x.paused order by random() loop
         exit when clock_timestamp() > v_until;
         begin
-            perform mq._lay_out_keys(q.queue_id, q.register);
+            perform mq._lay_out_keys(q.queue_id, q.register, v_until);
         exception
             when others then
                 if maintain.queue is not null then

@@ -452,7 +452,7 @@ end $f$;
 -- By upkeep: lays out what is next of keys, in each lane where nothing is free, and something is due or has happened. Consumers who wrote before they
 -- dequeue give back what they read and promote of keys, unless they get something at once, so as not to keep it from others to the end of
 -- their transactions: were there only such ones, nobody would have it. Not while upkeep keeps others from tables: this may take long.
-create or replace function mq._lay_out_keys(queue_id int, register regclass) returns void
+create or replace function mq._lay_out_keys(queue_id int, register regclass, until timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $f$
@@ -466,6 +466,7 @@ begin
     then
         foreach v_lane in array mq._lanes(_lay_out_keys.queue_id) loop
             continue when v_lane = 0;
+            exit when clock_timestamp() > _lay_out_keys.until;
             execute format('select mq._lay_out_%s_%s($1)', _lay_out_keys.queue_id, pg_sequence_last_value(_lay_out_keys.register) & 65535) using v_lane;
         end loop;
     end if;

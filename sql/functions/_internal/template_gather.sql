@@ -35,7 +35,6 @@ declare
     a_rest   int[];     a_xid   xid8[];     a_id     bigint[];
     a_rest_xid xid8[];  a_rest_id bigint[];
     a_late   bigint[];              -- expired
-    v_since  constant timestamptz := clock_timestamp();
     v_expired boolean := false;     -- so have all that _expire_ found
     v_begun  int;                   -- the slice that is left with a rest
     v_late   mq._taken[];
@@ -171,10 +170,7 @@ begin
             end if;
         end if;
         exit when cardinality(a_late) < p_n - v_left;
-        -- All of it had expired: the next instead, for a second, and the rest by the next call.
-        if clock_timestamp() > v_since + interval '1 second' then
-            return;
-        end if;
+        -- All of it had expired: the next instead.
         p_slices := null;
         p_from := a_slice[1];
     end loop;

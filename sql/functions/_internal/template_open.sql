@@ -262,7 +262,7 @@ begin
                 -- For consumers as the last one was; a mark has no slices.
                 select y.size into v_size from mq.block_{t} as y where y.subscription = 1 and y.lane = p_lane and cardinality(y.counts) > 0
                 order by y.subscription desc, y.lane desc, y.block_no desc limit 1;
-                if mq._open_{t}(1::smallint, p_lane, least(coalesce(v_size, 10), 100), true, pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2)), null, false) then
+                if mq._open_{t}(1::smallint, p_lane, least(coalesce(v_size, 10), 100), true, true, null, false) then
                     perform mq._notify(x.queue_id, x.name, x.notify, x.notified) from mq.queue as x where x.queue_id = {q};
                     return;
                 end if;

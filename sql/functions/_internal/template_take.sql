@@ -242,8 +242,8 @@ begin
             if v_count > 0 then
                 return;
             end if;
-            -- All of it had expired: for a second at most, and the rest by the next call.
-            exit when clock_timestamp() > p_give_up + interval '1 second';
+            -- It opened this one, and all of it had expired: for a second at most, and the rest by the next call.
+            exit when v_opened and clock_timestamp() > p_give_up + interval '1 second';
         end if;
 
         -- Nothing is free in the current block: there may be one behind it.
