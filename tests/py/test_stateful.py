@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -98,6 +99,7 @@ FEATURES = (
     Replaying,
     Scheduling,
     Ordering,
+    Throttling,
     Pausing,
     Cancelling,
 )
@@ -107,7 +109,10 @@ class Everything(Core, *FEATURES):  # type: ignore[misc]
     """All features in one queue."""
 
     options: ClassVar[Draws] = merged("options", *FEATURES)
-    settings: ClassVar[Draws] = merged("settings", *FEATURES)
+    settings: ClassVar[Draws] = {
+        **merged("settings", *FEATURES),
+        "max_in_flight": st.sampled_from((None, None, 4)),  # else little would be in hand
+    }
 
 
 MACHINES: dict[type[Machine] | type[InTransactions], int] = {
