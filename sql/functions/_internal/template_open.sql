@@ -126,7 +126,7 @@ begin
     v_xid := b.next_xid;
     v_id := b.next_id;
     -- Not where more is due than this block takes: that would wait for longer.
-    if p_ahead and p_lane = 0 and b.size = p_n and b.cur is not null and cardinality(b.counts) >= c_least and v_born < 32 then
+    if p_ahead and b.size = p_n and b.cur is not null and cardinality(b.counts) >= c_least and v_born < 32 then
         v_slices := cardinality(b.counts);
         v_drawn := coalesce(pg_sequence_last_value('mq.ticket_{t}'), 0) - b.first_ticket + 1;
         v_slices := case when 2 * v_drawn >= v_slices then 2 * v_slices when 4 * v_drawn < v_slices then v_slices / 2 else v_slices end;
@@ -218,9 +218,9 @@ begin
     -- As in _take_: look again behind the lock; where there is nothing it is given back.
     begin
         if pg_try_advisory_xact_lock(c_class, (hashint8extended(-1, {seed} + p_lane) & 2147483647)::int)
-            and mq._enter_lane(c_class, (hashint8extended(-2 - coalesce(b.block_no, 0), {seed} + p_lane) & 2147483647)::int)
+            and mq._enter_lane(c_class, (hashint8extended(-2 - b.block_no, {seed} + p_lane) & 2147483647)::int)
         then
-            if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > coalesce(b.block_no, 0)) then
+            if exists (select from mq.block_{t} as x where x.subscription = p_sub and x.lane = p_lane and x.block_no > b.block_no) then
                 raise exception using errcode = 'MQ0ZZ';
             end if;
             v_due := coalesce(v_due, true) and coalesce(mq._is_due_{q}(p_lane), true) and pg_try_advisory_xact_lock(c_class, mq._lock_key({q}, -2));
